@@ -1,0 +1,148 @@
+//! A change to the host as data: what is shown, applied, counted and undone is
+//! the same value.
+
+use crate::net::{Family, Table};
+use crate::ruleset::{Chain, Lead, Owned, Ruleset, SavedRule};
+
+/// One step, in one chain.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// Where.
+    pub family: Family,
+    /// Where.
+    pub table: Table,
+    /// Where.
+    pub chain: String,
+    /// What.
+    pub action: Action,
+}
+
+/// What is done to a chain. Places count from 1, at the moment of the step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// One of our chains comes to be, empty.
+    CreateChain,
+    /// A rule goes to the end of a chain.
+    Append(SavedRule),
+    /// A rule goes in before the one at that place.
+    Insert(u32, SavedRule),
+    /// In one of our chains a rule takes another's place.
+    Replace {
+        /// Its place.
+        at: u32,
+        /// What was there.
+        before: SavedRule,
+        /// What is there then.
+        rule: SavedRule,
+    },
+    /// In one of our chains a rule goes.
+    DeleteAt(u32, SavedRule),
+    /// In a chain that is not ours the first rule that reads like this goes.
+    DeleteFirst(SavedRule),
+    /// One of our chains goes, with what is still in it.
+    DeleteChain,
+}
+
+impl Action {
+    /// The name that results use.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::CreateChain => "create_chain",
+            Self::Append(_) => "append_rule",
+            Self::Insert(..) => "insert_rule",
+            Self::Replace { .. } => "replace_rule",
+            Self::DeleteAt(..) | Self::DeleteFirst(_) => "delete_rule",
+            Self::DeleteChain => "delete_chain",
+        }
+    }
+
+    /// The rule that is there after the step, or that is gone after it.
+    #[must_use]
+    pub fn rule(&self) -> Option<&SavedRule> {
+        match self {
+            Self::Append(rule)
+            | Self::Insert(_, rule)
+            | Self::Replace { rule, .. }
+            | Self::DeleteAt(_, rule)
+            | Self::DeleteFirst(rule) => Some(rule),
+            Self::CreateChain | Self::DeleteChain => None,
+        }
+    }
+
+    /// The rule that another took the place of.
+    #[must_use]
+    pub fn before(&self) -> Option<&SavedRule> {
+        match self {
+            Self::Replace { before, .. } => Some(before),
+            _ => None,
+        }
+    }
+}
+
+/// What is owned after the changes to that family.
+#[must_use]
+pub fn applied(changes: &[Change], family: Family, ruleset: &Ruleset) -> Ruleset {
+    let mut after = ruleset.clone();
+    for change in changes.iter().filter(|change| change.family == family) {
+        apply(change, after.tables.entry(change.table).or_default());
+    }
+    after.tables.retain(|_, owned| !owned.is_empty());
+    after
+}
+
+fn apply(change: &Change, owned: &mut Owned) {
+    match &change.action {
+        Action::CreateChain => {
+            owned.chains.insert(change.chain.clone(), Chain::default());
+        }
+        Action::DeleteChain => {
+            owned.chains.remove(&change.chain);
+        }
+        action => match owned.chains.get_mut(&change.chain) {
+            Some(chain) => edit(action, &mut chain.rules),
+            None => edit_leads(action, &change.chain, &mut owned.leads),
+        },
+    }
+}
+
+fn edit(action: &Action, rules: &mut Vec<SavedRule>) {
+    let index = |at: &u32| *at as usize - 1;
+    match action {
+        Action::Append(rule) => rules.push(rule.clone()),
+        Action::Insert(at, rule) => rules.insert(index(at), rule.clone()),
+        Action::Replace { at, rule, .. } => rules[index(at)] = rule.clone(),
+        Action::DeleteAt(at, _) => {
+            rules.remove(index(at));
+        }
+        Action::CreateChain | Action::DeleteFirst(_) | Action::DeleteChain => {}
+    }
+}
+
+/// A new lead's place among the rules of others is not known, only that it
+/// comes before or after our other leads.
+fn edit_leads(action: &Action, chain: &str, leads: &mut Vec<Lead>) {
+    let lead = |position, rule: &SavedRule| Lead {
+        chain: chain.to_owned(),
+        position,
+        rule: rule.clone(),
+    };
+    match action {
+        Action::Append(rule) => leads.push(lead(u32::MAX, rule)),
+        Action::Insert(at, rule) => {
+            let earlier = |other: &Lead| other.chain == chain && other.position < *at;
+            let index = leads.iter().rposition(earlier).map_or(0, |index| index + 1);
+            leads.insert(index, lead(*at, rule));
+        }
+        Action::DeleteFirst(rule) => {
+            let gone = leads
+                .iter()
+                .position(|lead| lead.chain == chain && lead.rule == *rule);
+            gone.map(|index| leads.remove(index));
+        }
+        Action::CreateChain
+        | Action::Replace { .. }
+        | Action::DeleteAt(..)
+        | Action::DeleteChain => {}
+    }
+}

@@ -1,0 +1,132 @@
+//! Who gets which share of the connections, read off the rules themselves.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::rule::Target;
+use crate::ruleset::Owned;
+use crate::statistic::Share;
+
+/// A backend as a rule names it.
+pub type Server = (IpAddr, Option<u16>);
+
+/// The share of each backend among the connections that come into `chain`.
+///
+/// A connection is followed down the chain: each rule takes its part of what
+/// the rules above it let pass. What a rule that we cannot read takes is not
+/// known, and so nothing is said of what comes after it.
+#[must_use]
+pub fn shares(owned: &Owned, chain: &str) -> HashMap<Server, Share> {
+    let mut shares = HashMap::new();
+    descend(owned, chain, Share::ALL, 0, &mut shares);
+    shares
+}
+
+/// Follows that share through a chain; returns what comes out at its end.
+fn descend(
+    owned: &Owned,
+    chain: &str,
+    reaching: Share,
+    depth: u32,
+    shares: &mut HashMap<Server, Share>,
+) -> Share {
+    const DEEPEST: u32 = 64;
+    let mut left = reaching;
+    let Some(chain) = owned.chains.get(chain).filter(|_| depth < DEEPEST) else {
+        return left;
+    };
+    for rule in &chain.rules {
+        let Some(meaning) = &rule.meaning else {
+            return Share::NONE;
+        };
+        let (taken, rest) = left.split(meaning.statistic);
+        left = match &meaning.target {
+            Target::Dnat { address, port } => {
+                let share = shares.entry((*address, *port)).or_insert(Share::NONE);
+                *share = share.and(taken);
+                rest
+            }
+            Target::Goto(next) => {
+                descend(owned, next, taken, depth + 1, shares);
+                rest
+            }
+            Target::Jump(next) => rest.and(descend(owned, next, taken, depth + 1, shares)),
+        };
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Table;
+    use crate::request::Name;
+    use crate::ruleset::Ruleset;
+
+    fn shares_of(rules: &[&str]) -> Vec<(String, f64)> {
+        let lines: String = rules.iter().map(|rule| format!("-A {rule}\n")).collect();
+        let dump = format!("*nat\n:W - [0:0]\n{lines}COMMIT\n");
+        let owned = Ruleset::read(dump.as_bytes(), &Name::new("W").unwrap())
+            .unwrap()
+            .owned(Table::Nat);
+        let mut shares: Vec<_> = shares(&owned, "W")
+            .into_iter()
+            .map(|((address, _), share)| (address.to_string(), share.as_f64()))
+            .collect();
+        shares.sort_by(|a, b| a.0.cmp(&b.0));
+        shares
+    }
+
+    #[test]
+    fn every_four_on_all_lines_is_not_a_quarter_each() {
+        let rules = [1, 2, 3, 4].map(|n| format!("W -m statistic --mode nth --every 4 --packet 0 -j DNAT --to-destination 192.0.2.{n}"));
+        let shares = shares_of(&rules.each_ref().map(String::as_str));
+        let values: Vec<f64> = shares.iter().map(|(_, share)| *share).collect();
+        assert_eq!(values, [0.25, 0.1875, 0.140_625, 0.105_468_75]);
+    }
+
+    #[test]
+    fn thirds_are_the_nearest_double() {
+        let shares = shares_of(&[
+            "W -m statistic --mode nth --every 3 --packet 0 -j DNAT --to-destination 192.0.2.1",
+            "W -m statistic --mode nth --every 2 --packet 0 -j DNAT --to-destination 192.0.2.2",
+            "W -j DNAT --to-destination 192.0.2.3",
+        ]);
+        assert!(
+            shares.iter().all(|(_, share)| *share == 1.0 / 3.0),
+            "{shares:?}"
+        );
+    }
+
+    #[test]
+    fn sub_chains_are_followed_and_loops_end() {
+        let shares = shares_of(&[
+            "W -m statistic --mode nth --every 2 --packet 0 -g W/a",
+            "W -m statistic --mode random --probability 0.5 -j W/b",
+            "W -j DNAT --to-destination 192.0.2.9",
+            "W/a -j DNAT --to-destination 192.0.2.1",
+            "W/b -m statistic --mode random --probability 0.5 -j DNAT --to-destination 192.0.2.2",
+        ]);
+        let expected = [
+            ("192.0.2.1", 0.5),
+            ("192.0.2.2", 0.125),
+            ("192.0.2.9", 0.375),
+        ];
+        assert_eq!(
+            shares,
+            expected.map(|(address, share)| (address.to_owned(), share))
+        );
+        assert_eq!(shares_of(&["W -j W"]), []);
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_follows_a_rule_that_we_cannot_read() {
+        assert_eq!(
+            shares_of(&[
+                "W -m mark --mark 0x1 -j DROP",
+                "W -j DNAT --to-destination 192.0.2.1"
+            ]),
+            []
+        );
+    }
+}

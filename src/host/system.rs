@@ -1,0 +1,171 @@
+//! This host.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::programs::Programs;
+use super::{Host, Scope, Variant, netlink, process};
+use crate::net::{Family, Table};
+use crate::request::{Name, VariantChoice};
+use crate::ruleset::Ruleset;
+
+/// Programs are given this long besides the time that they may wait for locks.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The host that this program runs on.
+#[derive(Debug)]
+pub struct System {
+    programs: Programs,
+    wait: u32,
+}
+
+impl System {
+    /// Settles on a variant; `wait` is how many seconds to wait for locks.
+    ///
+    /// # Errors
+    /// When there is no such iptables: what to install.
+    pub fn open(choice: VariantChoice, wait: u32) -> Result<Self> {
+        Ok(Self {
+            programs: Programs::choose(choice)?,
+            wait: wait.max(1),
+        })
+    }
+
+    fn limit(&self) -> Duration {
+        PATIENCE + Duration::from_secs(u64::from(self.wait))
+    }
+}
+
+impl Host for System {
+    fn variant(&self) -> Variant {
+        self.programs.variant
+    }
+
+    fn supports(&self, family: Family) -> bool {
+        ["save", "restore"]
+            .iter()
+            .all(|tool| self.programs.path(family, tool).is_ok())
+    }
+
+    fn read(&self, family: Family, scope: Scope, name: &Name) -> Result<Ruleset> {
+        if scope == Scope::Nat && !may_have_table(self.variant(), family, Table::Nat) {
+            return Ok(Ruleset::default());
+        }
+        let program = self.programs.path(family, "save")?;
+        let arguments: &[&str] = match scope {
+            Scope::Nat => &["-c", "-t", "nat"],
+            Scope::All => &["-c"],
+        };
+        let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
+        process::stream(&program, &arguments, self.limit(), |output| {
+            Ok(Ruleset::read(output, name)?)
+        })
+        .with_context(|| format!("reading the {} rules", family.title()))
+    }
+
+    fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {
+        let program = self.programs.path(family, "restore")?;
+        let wait = self.wait.to_string();
+        let arguments = ["--noflush", "-w", &wait].map(OsStr::new);
+        let finished = process::run(&program, &arguments, transaction, self.limit())?;
+        match finished.code {
+            Some(0) => Ok(()),
+            Some(4) if finished.stderr.contains("xtables lock") => bail!(
+                "another program held the xtables lock for more than {} s (attribute `wait`); nothing was written",
+                self.wait
+            ),
+            code => {
+                let error = process::failure(&program, &finished.stderr, code);
+                Err(match refused_line(&finished.stderr, transaction) {
+                    Some(line) => anyhow!("{error}, at `{line}`"),
+                    None => error,
+                })
+            }
+        }
+    }
+
+    fn other_variant_in_use(&self) -> bool {
+        let other = self.variant().other();
+        Family::BOTH.into_iter().any(|family| match other {
+            Variant::Legacy => legacy_rules(family),
+            Variant::Nft => netlink::has_iptables_rules(family).unwrap_or(false),
+        })
+    }
+}
+
+/// The tables that legacy iptables has in this network namespace. Reading this
+/// loads no module, where running `iptables-legacy` would.
+fn legacy_tables(family: Family) -> Option<String> {
+    fs::read_to_string(match family {
+        Family::Ipv4 => "/proc/net/ip_tables_names",
+        Family::Ipv6 => "/proc/net/ip6_tables_names",
+    })
+    .ok()
+}
+
+/// Whether a table can have rules. Where that is not known it can.
+fn may_have_table(variant: Variant, family: Family, table: Table) -> bool {
+    match variant {
+        Variant::Legacy => match legacy_tables(family) {
+            Some(names) => names.lines().any(|name| name == table.as_str()),
+            None => !std::path::Path::new("/proc/net").is_dir() || legacy_module(family),
+        },
+        Variant::Nft => netlink::has_table(family, table).unwrap_or(true),
+    }
+}
+
+/// Without the module there is no file of its tables; with it, one that
+/// cannot be read is not a sign that there are none.
+fn legacy_module(family: Family) -> bool {
+    std::path::Path::new(match family {
+        Family::Ipv4 => "/proc/net/ip_tables_names",
+        Family::Ipv6 => "/proc/net/ip6_tables_names",
+    })
+    .exists()
+}
+
+/// Whether a legacy table holds a rule. The tables are there already, so the
+/// program that reads them loads nothing.
+fn legacy_rules(family: Family) -> bool {
+    if legacy_tables(family).is_none_or(|names| names.trim().is_empty()) {
+        return false;
+    }
+    let Ok(programs) = Programs::choose(VariantChoice::Legacy) else {
+        return true;
+    };
+    let Ok(program) = programs.path(family, "save") else {
+        return true;
+    };
+    let mentions_rule = |mut output: std::io::BufReader<&duct::ReaderHandle>| {
+        let mut found = false;
+        let mut line = Vec::new();
+        while std::io::BufRead::read_until(&mut output, b'\n', &mut line)? > 0 {
+            found |= line.starts_with(b"-A");
+            line.clear();
+        }
+        Ok(found)
+    };
+    process::stream(&program, &[], PATIENCE, mentions_rule).unwrap_or(true)
+}
+
+/// The line of the transaction that `iptables-restore` complains of.
+fn refused_line(stderr: &str, transaction: &[u8]) -> Option<String> {
+    let digits = |text: &str| {
+        text.chars()
+            .take_while(char::is_ascii_digit)
+            .collect::<String>()
+    };
+    let number = ["at line: ", "line "].iter().find_map(|mark| {
+        let after = stderr.split(mark).skip(1).map(digits);
+        after
+            .filter_map(|number| number.parse::<usize>().ok())
+            .next()
+    })?;
+    let line = transaction
+        .split(|byte| *byte == b'\n')
+        .nth(number.checked_sub(1)?)?;
+    Some(String::from_utf8_lossy(line).into_owned()).filter(|line| !line.is_empty())
+}

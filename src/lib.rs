@@ -1,0 +1,50 @@
+//! `iptables_balance` spreads new connections over servers with the kernel's
+//! iptables, from Ansible, CFEngine, plain JSON or a terminal.
+//!
+//! Data flows one way. What is asked becomes a checked request, a request the
+//! rules there should be; what the host says becomes the rules there are; their
+//! difference is data, and one place carries it out.
+//!
+//! ```text
+//! argv, stdin -> front end -> request -> plan -----+
+//!                                                  +-> diff -> change -> restore -> host
+//! host -- iptables-save -> ruleset ----------------+             +-> report -> front end -> stdout
+//! ```
+//!
+//! What always holds:
+//!
+//! - nothing but [`host`] starts a process or reads the kernel's files;
+//! - nothing but a front end's reply reaches standard output;
+//! - [`schedule`], [`plan`], [`diff`] and [`restore`] cannot fail;
+//! - no rule number is used in a chain that is not ours, except to undo;
+//! - no float decides anything.
+//!
+//! In reading order: [`net`] and [`statistic`] are the words that all use;
+//! [`request`], [`schedule`] and [`plan`] lead from what is asked to what
+//! should be; [`rule`] and [`ruleset`] from a dump to what is; [`diff`],
+//! [`change`] and [`restore`] from both to one transaction; [`converge`] does
+//! it on a [`host`]; [`distribution`] and [`report`] say what came of it;
+//! [`ansible`], [`json`] and [`cli`] are the front ends, of which none knows
+//! another.
+
+pub mod ansible;
+pub mod change;
+pub mod cli;
+pub mod converge;
+pub mod diff;
+pub mod distribution;
+pub mod front;
+pub mod host;
+pub mod json;
+pub mod net;
+pub mod perform;
+pub mod plan;
+pub mod report;
+pub mod request;
+pub mod restore;
+pub mod rule;
+pub mod ruleset;
+pub mod schedule;
+pub mod schema;
+pub mod statistic;
+pub mod text;

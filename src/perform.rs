@@ -1,0 +1,17 @@
+//! A request on this host: what every front end that acts has in common.
+
+use crate::converge::{Run, converge};
+use crate::host::System;
+use crate::report::Report;
+use crate::request::Request;
+
+/// Carries out a request, or foretells what that would do.
+#[must_use]
+pub fn on_this_host(request: &Request, run: Run) -> Report {
+    let outcome =
+        System::open(request.variant, request.wait).and_then(|host| converge(&host, request, run));
+    match outcome {
+        Ok(outcome) => Report::new(request, &outcome, run),
+        Err(error) => Report::unread(request, format!("{error:#}; nothing was changed")),
+    }
+}

@@ -1,0 +1,377 @@
+//! From what templates and policies hand over to one value of one type.
+//!
+//! Ansible turns numbers into strings, CFEngine hands over nothing else and
+//! prints reals as `70.0000`, both have a dozen spellings of a boolean and a
+//! list. Each function here takes what stands at a [`Place`] and returns the
+//! value, or an error that says what stood there and what may.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use serde_json::Value;
+
+use super::json;
+
+/// What is wrong with a request, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadRequest {
+    /// The attribute, and the item within it: `backends[2].weight`.
+    path: String,
+    problem: String,
+}
+
+impl BadRequest {
+    pub(crate) fn new(path: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            problem: problem.into(),
+        }
+    }
+}
+
+impl fmt::Display for BadRequest {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.path.is_empty() {
+            true => out.write_str(&self.problem),
+            false => write!(out, "{}: {}", self.path, self.problem),
+        }
+    }
+}
+
+impl std::error::Error for BadRequest {}
+
+/// A value and the path at which it stands.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub path: String,
+    pub value: Value,
+}
+
+impl Place {
+    pub fn new(path: impl Into<String>, value: Value) -> Self {
+        Self {
+            path: path.into(),
+            value,
+        }
+    }
+
+    /// The error that this value has `problem`.
+    pub fn bad(&self, problem: impl Into<String>) -> BadRequest {
+        BadRequest::new(self.path.clone(), problem)
+    }
+
+    /// The error that the value, shown in backticks, `is_wrong`.
+    pub fn refuse(&self, is_wrong: impl fmt::Display) -> BadRequest {
+        self.bad(format!("{} {is_wrong}", shown(&self.value)))
+    }
+}
+
+/// The user's own text in backticks: on one line, without control characters
+/// and not longer than a line.
+fn shown(value: &Value) -> String {
+    const MOST: usize = 60;
+    let text = match value {
+        Value::String(text) => text
+            .escape_debug()
+            .to_string()
+            .replace("\\\"", "\"")
+            .replace("\\'", "'"),
+        other => other.to_string(),
+    };
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("`{}...`", &text[..end]),
+        None => format!("`{text}`"),
+    }
+}
+
+/// A scalar as text, without blanks around it.
+pub(super) fn text(place: &Place) -> Result<String, BadRequest> {
+    let text = match &place.value {
+        Value::String(text) => text.trim_matches([' ', '\t']).to_owned(),
+        Value::Number(number) => number.to_string(),
+        _ => return Err(place.refuse("is not a string")),
+    };
+    if text.is_empty() {
+        return Err(place.bad("is empty; leave the attribute out instead"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(place.refuse("has a control character in it"));
+    }
+    Ok(text)
+}
+
+/// A whole number within `range`; `"3"`, `" 3 "`, `3.0` and `"3.0000"` are 3.
+pub(super) fn integer(place: &Place, range: RangeInclusive<u32>) -> Result<u32, BadRequest> {
+    let digits = match &place.value {
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.trim().to_owned(),
+        _ => return Err(place.refuse("is not a whole number")),
+    };
+    let number = whole(&digits).ok_or_else(|| place.refuse("is not a whole number"))?;
+    u32::try_from(number)
+        .ok()
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| {
+            place.refuse(format_args!(
+                "is not between {} and {}",
+                range.start(),
+                range.end()
+            ))
+        })
+}
+
+/// The value of decimal digits with an optional sign and a fraction of zeros.
+/// What is too large for an `i64` is brought to its nearest end.
+fn whole(text: &str) -> Option<i64> {
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(rest) => (-1, rest),
+        None => (1, text),
+    };
+    let (digits, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(digits) || !is_number(fraction) || fraction.bytes().any(|byte| byte != b'0') {
+        return None;
+    }
+    Some(sign * digits.parse::<i64>().unwrap_or(i64::MAX))
+}
+
+/// A boolean in any spelling that Ansible knows.
+pub(super) fn boolean(place: &Place) -> Result<bool, BadRequest> {
+    as_boolean(&place.value)
+        .ok_or_else(|| place.refuse("is neither true nor false (yes, no, on, off, 1, 0)"))
+}
+
+/// The boolean that a value spells, if it does.
+pub(super) fn as_boolean(value: &Value) -> Option<bool> {
+    let text = match value {
+        Value::Bool(flag) => return Some(*flag),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.trim().to_lowercase(),
+        _ => return None,
+    };
+    match text.as_str() {
+        "yes" | "y" | "true" | "t" | "on" | "1" | "1.0" => Some(true),
+        "no" | "n" | "false" | "f" | "off" | "0" | "0.0" => Some(false),
+        _ => None,
+    }
+}
+
+/// One of a fixed set of words.
+pub(super) fn choice<T: Copy>(place: &Place, choices: &[(&str, T)]) -> Result<T, BadRequest> {
+    let word = text(place)?;
+    let found = choices.iter().find(|(name, _)| *name == word);
+    found.map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+        place.refuse(format_args!("is not one of: {}", names.join(", ")))
+    })
+}
+
+/// The items of a list, in any of its forms: a list, a comma-separated string,
+/// a JSON text, an object `{"0": .., "1": ..}`, or a single scalar.
+pub(super) fn list(place: &Place) -> Result<Vec<Place>, BadRequest> {
+    match &place.value {
+        Value::Array(items) => Ok(numbered(&place.path, items.iter().cloned())),
+        Value::Object(entries) => numbered_object(place, entries),
+        Value::String(text) => match from_json_text(place, text)? {
+            Some(inner) => list(&inner),
+            None => comma_separated(place, text),
+        },
+        Value::Null => Err(place.refuse("is not a list")),
+        scalar => Ok(numbered(&place.path, [scalar.clone()])),
+    }
+}
+
+fn numbered(path: &str, items: impl IntoIterator<Item = Value>) -> Vec<Place> {
+    let items = items.into_iter().enumerate();
+    items
+        .map(|(at, item)| Place::new(format!("{path}[{at}]"), item))
+        .collect()
+}
+
+/// CFEngine's arrays: the keys are the places, in any order.
+fn numbered_object(place: &Place, entries: &json::Object) -> Result<Vec<Place>, BadRequest> {
+    let mut items = Vec::with_capacity(entries.len());
+    for (key, item) in entries {
+        let at: u32 = key.parse().map_err(|_| {
+            place.bad(format!(
+                "is an object with the key `{}`; a list was expected",
+                key.escape_debug()
+            ))
+        })?;
+        items.push((at, item.clone()));
+    }
+    items.sort_by_key(|(at, _)| *at);
+    Ok(items
+        .into_iter()
+        .map(|(at, item)| Place::new(format!("{}[{at}]", place.path), item))
+        .collect())
+}
+
+/// A string that is a JSON list or object, read. `[fd00::1]:80` is neither,
+/// but what opens like a list of strings or objects and does not end like
+/// one is a mistake that is better named than split at its commas.
+fn from_json_text(place: &Place, text: &str) -> Result<Option<Place>, BadRequest> {
+    let trimmed = text.trim();
+    if !trimmed.starts_with(['[', '{']) {
+        return Ok(None);
+    }
+    let meant = |inner: &str| inner.trim_start().starts_with(['"', '{', ']', '}']);
+    match json::parse(trimmed.as_bytes()) {
+        Ok(value) => Ok(Some(Place::new(place.path.clone(), value))),
+        Err(error) if meant(&trimmed[1..]) => {
+            Err(place.refuse(format_args!("is not JSON: {error}")))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+fn comma_separated(place: &Place, text: &str) -> Result<Vec<Place>, BadRequest> {
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let items = numbered(
+        &place.path,
+        text.split(',').map(|item| Value::from(item.trim())),
+    );
+    match items.iter().find(|item| item.value == "") {
+        Some(empty) => Err(empty.bad("is empty")),
+        None => Ok(items),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn at(value: Value) -> Place {
+        Place::new("it", value)
+    }
+
+    fn message<T: fmt::Debug>(result: Result<T, BadRequest>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn numbers_come_in_many_spellings() {
+        for value in [
+            json!(7),
+            json!(7.0),
+            json!("7"),
+            json!(" 7 "),
+            json!("7.0000"),
+            json!("07"),
+        ] {
+            assert_eq!(integer(&at(value), 0..=9), Ok(7));
+        }
+        for value in [
+            json!(7.5),
+            json!("7x"),
+            json!("1e3"),
+            json!(""),
+            json!("+7"),
+            json!("7."),
+            json!(true),
+            json!([7]),
+            json!("0x7"),
+            json!("٧"),
+        ] {
+            assert!(message(integer(&at(value), 0..=9)).ends_with("is not a whole number"));
+        }
+        assert_eq!(
+            message(integer(&at(json!(-1)), 0..=9)),
+            "it: `-1` is not between 0 and 9"
+        );
+        assert_eq!(
+            message(integer(&at(json!("99999999999999999999")), 0..=9)),
+            "it: `99999999999999999999` is not between 0 and 9"
+        );
+        assert!(message(integer(&at(json!(1e30)), 0..=9)).contains("1e+30"));
+    }
+
+    #[test]
+    fn booleans_come_in_every_spelling_that_ansible_knows() {
+        for value in [
+            json!(true),
+            json!("Yes"),
+            json!("on"),
+            json!("1"),
+            json!(1),
+            json!("TRUE"),
+            json!("t"),
+            json!("y"),
+        ] {
+            assert_eq!(boolean(&at(value)), Ok(true));
+        }
+        for value in [
+            json!(false),
+            json!("No"),
+            json!("off"),
+            json!("0"),
+            json!(0),
+            json!("False"),
+            json!("f"),
+            json!("n"),
+        ] {
+            assert_eq!(boolean(&at(value)), Ok(false));
+        }
+        assert!(
+            message(boolean(&at(json!("maybe"))))
+                .starts_with("it: `maybe` is neither true nor false")
+        );
+    }
+
+    #[test]
+    fn all_forms_of_a_list_are_the_same_list() {
+        let expected = [("it[0]", json!("a")), ("it[1]", json!("b"))];
+        for value in [
+            json!(["a", "b"]),
+            json!("a,b"),
+            json!(" a , b "),
+            json!("[\"a\", \"b\"]"),
+            json!({"1": "b", "0": "a"}),
+            json!("{\"0\": \"a\", \"1\": \"b\"}"),
+        ] {
+            let items = list(&at(value)).unwrap();
+            let seen: Vec<_> = items
+                .iter()
+                .map(|item| (item.path.as_str(), item.value.clone()))
+                .collect();
+            assert_eq!(seen, expected);
+        }
+    }
+
+    #[test]
+    fn an_object_is_ordered_by_number_and_not_by_text() {
+        let object: json::Object = (0..12).map(|n| (n.to_string(), json!(n))).collect();
+        let values: Vec<_> = list(&at(Value::Object(object)))
+            .unwrap()
+            .into_iter()
+            .map(|item| item.value)
+            .collect();
+        assert_eq!(values, (0..12).map(|n| json!(n)).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_ipv6_address_in_brackets_is_not_json() {
+        let items = list(&at(json!("[fd00::1]:80,[1::2]:80"))).unwrap();
+        assert_eq!(items[1].value, json!("[1::2]:80"));
+    }
+
+    #[test]
+    fn what_is_no_list_is_named() {
+        assert!(message(list(&at(json!("[{\"a\": 1}")))).contains("is not JSON"));
+        assert!(message(list(&at(json!({"a": 1})))).contains("the key `a`"));
+        assert_eq!(message(list(&at(json!("a,,b")))), "it[1]: is empty");
+    }
+
+    #[test]
+    fn what_is_shown_of_a_value_is_short_and_on_one_line() {
+        assert_eq!(shown(&json!("a\n\"b\"\u{1b}")), "`a\\n\"b\"\\u{1b}`");
+        assert_eq!(shown(&json!("x".repeat(100))).len(), 65);
+        assert_eq!(
+            message(text(&at(json!("a\0b")))),
+            "it: `a\\0b` has a control character in it"
+        );
+    }
+}

@@ -1,0 +1,810 @@
+//! What is asked for: [`wire`] has the shapes that arrive, [`Request`] is what
+//! is true after checking. One conversion words every error; after it nobody
+//! checks again.
+
+mod coerce;
+pub mod json;
+pub(crate) mod wire;
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::net::{Family, PortRange, Ports, Protocol};
+use crate::schedule;
+pub use coerce::BadRequest;
+use coerce::{Place, boolean, choice, integer, list, text};
+use wire::{BackendWire, Wire};
+pub use wire::{Disconnect, Jump, Layout, Masquerade, Mode, State, VariantChoice, WhenEmpty};
+
+/// The largest weight: 2^31 - 1.
+pub const WEIGHT_MAX: u32 = i32::MAX.unsigned_abs();
+
+/// A checked request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The chain that it is about.
+    pub name: Name,
+    /// What is to be there.
+    pub wanted: Wanted,
+    /// Which iptables.
+    pub variant: VariantChoice,
+    /// How long to wait for others' locks, in seconds.
+    pub wait: u32,
+}
+
+/// What is to be there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing of the balancer.
+    Absent,
+    /// This balancer.
+    Present(Balancer),
+}
+
+/// A balancer that can be built: every family in use has a weight, and the
+/// networks named are of the families in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Balancer {
+    /// In turn or by chance.
+    pub mode: Mode,
+    /// As listed, both families, with those of weight 0.
+    pub backends: Vec<Backend>,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The ports that are balanced.
+    pub destination_ports: Ports,
+    /// The addresses that are balanced.
+    pub destination: Destination,
+    /// Only from these networks; from everywhere when empty.
+    pub sources: Vec<IpNet>,
+    /// Only from this interface.
+    pub in_interface: Option<String>,
+    /// Where a new jump goes.
+    pub jump: Jump,
+}
+
+impl Balancer {
+    /// The families that have backends, in order.
+    pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
+        let in_use = |family: &Family| self.pool(*family).next().is_some();
+        Family::BOTH.into_iter().filter(in_use)
+    }
+
+    /// The backends of one family, as listed.
+    pub fn pool(&self, family: Family) -> impl Iterator<Item = &Backend> + '_ {
+        self.backends
+            .iter()
+            .filter(move |backend| Family::of(backend.address) == family)
+    }
+}
+
+/// One server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Where connections are sent.
+    pub address: IpAddr,
+    /// To which port; `None` is the one that the connection came in on.
+    pub port: Option<u16>,
+    /// Its part, 0 to 2^31 - 1.
+    pub weight: u32,
+}
+
+/// To whom a connection must be addressed to be balanced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// To anybody.
+    Any,
+    /// To any address of this host.
+    Local,
+    /// To one of these networks.
+    Networks(Vec<IpNet>),
+}
+
+/// The name of a balancer and of its chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name(String);
+
+impl Name {
+    /// Longer names would leave no room for `NAME/...` in the 28 bytes of a chain.
+    const MOST: usize = 20;
+
+    /// # Errors
+    /// What is wrong with it, worded to follow the name in backticks.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        if text.is_empty() || text.len() > Self::MOST || !text.bytes().all(allowed) {
+            return Err(format!("is not 1 to {} of A-Z a-z 0-9 _ . -", Self::MOST));
+        }
+        if text.starts_with('-') {
+            return Err("begins with `-`, which iptables takes for an option".into());
+        }
+        if RESERVED.contains(&text) {
+            return Err("is a built-in chain or a target of iptables; take another name".into());
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The main chain's name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether a chain belongs to this balancer: `NAME` or `NAME/...`.
+    #[must_use]
+    pub fn owns(&self, chain: &str) -> bool {
+        chain
+            .strip_prefix(self.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+/// The built-in chains, and the targets whose names iptables refuses for a
+/// chain (iptables 1.8.9, `iptables-extensions(8)`).
+const RESERVED: [&str; 61] = [
+    "PREROUTING",
+    "INPUT",
+    "FORWARD",
+    "OUTPUT",
+    "POSTROUTING",
+    "ACCEPT",
+    "DROP",
+    "QUEUE",
+    "RETURN",
+    "AUDIT",
+    "CHECKSUM",
+    "CLASSIFY",
+    "CLUSTERIP",
+    "CONNMARK",
+    "CONNSECMARK",
+    "CT",
+    "DNAT",
+    "DNPT",
+    "DSCP",
+    "ECN",
+    "HL",
+    "HMARK",
+    "IDLETIMER",
+    "LED",
+    "LOG",
+    "MARK",
+    "MASQUERADE",
+    "NETMAP",
+    "NFLOG",
+    "NFQUEUE",
+    "NOTRACK",
+    "RATEEST",
+    "REDIRECT",
+    "REJECT",
+    "SAME",
+    "SECMARK",
+    "SET",
+    "SNAT",
+    "SNPT",
+    "SYNPROXY",
+    "TCPMSS",
+    "TCPOPTSTRIP",
+    "TEE",
+    "TOS",
+    "TPROXY",
+    "TRACE",
+    "TTL",
+    "ULOG",
+    "MIRROR",
+    "BALANCE",
+    "ROUTE",
+    "TARPIT",
+    "DELUDE",
+    "CHAOS",
+    "ECHO",
+    "IPMARK",
+    "LOGMARK",
+    "RAWDNAT",
+    "RAWSNAT",
+    "SYSRQ",
+    "ACCOUNT",
+];
+
+impl Request {
+    /// Checks what arrived.
+    ///
+    /// # Errors
+    /// The first thing that is wrong: the attribute, the item, and the way out.
+    pub fn from_json(attributes: json::Object) -> Result<Self, BadRequest> {
+        let wire = Wire::from_json(attributes)?;
+        let wait = match given("wait", &wire.wait) {
+            Some(place) => integer(&place, 0..=3600)?,
+            None => 10,
+        };
+        Ok(Self {
+            name: name(&wire)?,
+            variant: word("variant", &wire.variant, VariantChoice::WORDS)?,
+            wait,
+            wanted: wanted(&wire)?,
+        })
+    }
+}
+
+/// Reads a boolean that a front end has of its own, such as `check`.
+///
+/// # Errors
+/// When it is none, in words that name it.
+pub fn flag(name: &str, value: &Value) -> Result<bool, BadRequest> {
+    boolean(&Place::new(name, value.clone()))
+}
+
+impl Wire {
+    fn from_json(attributes: json::Object) -> Result<Self, BadRequest> {
+        let is_there = |name: &str| given(name, attributes.get(name)).is_some();
+        if is_there("name") && is_there("chain") {
+            return Err(BadRequest::new(
+                "chain",
+                "`name` is given too, of which it is another spelling; leave one out",
+            ));
+        }
+        let attributes = attributes
+            .into_iter()
+            .filter(|(_, value)| !value.is_null())
+            .collect();
+        shaped("", attributes)
+    }
+}
+
+/// An attribute that is there; null counts as left out, as Ansible has it.
+fn given<'a>(path: &str, value: impl Into<Option<&'a Value>>) -> Option<Place> {
+    value
+        .into()
+        .filter(|value| !value.is_null())
+        .map(|value| Place::new(path, value.clone()))
+}
+
+/// An object into its shape: every key is known, the values are not yet looked at.
+fn shaped<T>(path: &str, object: json::Object) -> Result<T, BadRequest>
+where
+    T: for<'de> Deserialize<'de> + schemars::JsonSchema,
+{
+    let object = Value::Object(object);
+    T::deserialize(&object).map_err(|error| misshapen::<T>(path, &object, &error))
+}
+
+/// The only thing that can be wrong with a shape is a key that it has not.
+fn misshapen<T: schemars::JsonSchema>(
+    path: &str,
+    object: &Value,
+    error: &serde_json::Error,
+) -> BadRequest {
+    let known = names_of::<T>();
+    let mut keys = object.as_object().into_iter().flat_map(json::Object::keys);
+    match keys.find(|key| !known.contains(key)) {
+        None => BadRequest::new(path, error.to_string()),
+        Some(key) => {
+            let dot = if path.is_empty() { "" } else { "." };
+            BadRequest::new(
+                format!("{path}{dot}{}", key.escape_debug()),
+                unknown(key, &known),
+            )
+        }
+    }
+}
+
+/// The names that a shape has, with their aliases, from its schema.
+fn names_of<T: schemars::JsonSchema>() -> Vec<String> {
+    let schema = schemars::schema_for!(T);
+    let properties = schema.get("properties").and_then(Value::as_object);
+    let mut names = Vec::new();
+    for (name, property) in properties.into_iter().flatten() {
+        names.push(name.clone());
+        let aliases = property.get("aliases").and_then(Value::as_array);
+        names.extend(
+            aliases
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .map(str::to_owned),
+        );
+    }
+    names
+}
+
+fn unknown(key: &str, known: &[String]) -> String {
+    let distance = |name: &&String| strsim::damerau_levenshtein(&key.to_lowercase(), name);
+    match known.iter().min_by_key(distance) {
+        Some(nearest) => format!("there is no such attribute; the nearest is `{nearest}`"),
+        None => "there is no such attribute".into(),
+    }
+}
+
+fn name(wire: &Wire) -> Result<Name, BadRequest> {
+    let place = given("name", &wire.name)
+        .ok_or_else(|| BadRequest::new("name", "is missing; it names the chain"))?;
+    Name::new(&text(&place)?).map_err(|problem| place.refuse(problem))
+}
+
+/// One of the words of an enum, or its default.
+fn word<T: Copy + Default>(
+    path: &str,
+    value: &Option<Value>,
+    words: &[(&str, T)],
+) -> Result<T, BadRequest> {
+    given(path, value).map_or(Ok(T::default()), |place| choice(&place, words))
+}
+
+fn optional_flag(path: &str, value: &Option<Value>) -> Result<bool, BadRequest> {
+    given(path, value).map_or(Ok(false), |place| boolean(&place))
+}
+
+/// Everything given is checked in either state; what `absent` does not need is
+/// not asked for.
+fn wanted(wire: &Wire) -> Result<Wanted, BadRequest> {
+    let state = word("state", &wire.state, State::WORDS)?;
+    let backends = given("backends", &wire.backends)
+        .map(|place| backends(&place))
+        .transpose()?;
+    let ports = given("destination_port", &wire.destination_port)
+        .map(|place| ports(&place))
+        .transpose()?;
+    let balancer = Balancer {
+        mode: word("mode", &wire.mode, Mode::WORDS)?,
+        protocol: word("protocol", &wire.protocol, PROTOCOLS)?,
+        destination: destination(wire)?,
+        sources: networks("source", &wire.source)?,
+        in_interface: interface("in_interface", &wire.in_interface)?,
+        jump: word("jump", &wire.jump, Jump::WORDS)?,
+        backends: backends.clone().unwrap_or_default(),
+        destination_ports: ports.clone().unwrap_or_default(),
+    };
+    let not_yet = gateway(wire)?;
+    let not_yet_persistent = asks_to_persist(&wire.persist)?;
+    match state {
+        State::Absent => match not_yet_persistent {
+            true => Err(not_available("persist")),
+            false => Ok(Wanted::Absent),
+        },
+        State::Present => {
+            if backends.is_none() {
+                return Err(BadRequest::new(
+                    "backends",
+                    "is missing; it lists the servers",
+                ));
+            }
+            if ports.is_none() {
+                let problem = "is missing; it says what is balanced, and \"0:65535\" is every port";
+                return Err(BadRequest::new("destination_port", problem));
+            }
+            if let Some(path) = not_yet {
+                return Err(not_available(path));
+            }
+            balancer.checked().map(Wanted::Present)
+        }
+    }
+}
+
+const PROTOCOLS: &[(&str, Protocol)] = &[
+    ("tcp", Protocol::Tcp),
+    ("udp", Protocol::Udp),
+    ("sctp", Protocol::Sctp),
+    ("dccp", Protocol::Dccp),
+];
+
+/// The attributes of the gateway around the chain: read and checked, and the
+/// first that asks for an effect, which none has yet.
+fn gateway(wire: &Wire) -> Result<Option<&'static str>, BadRequest> {
+    let masquerade = match given("masquerade", &wire.masquerade) {
+        None => Masquerade::No,
+        Some(place) => match coerce::as_boolean(&place.value) {
+            Some(true) => Masquerade::Balanced,
+            Some(false) => Masquerade::No,
+            None => choice(&place, Masquerade::WORDS)?,
+        },
+    };
+    let snat = given("snat_address", &wire.snat_address)
+        .map(|place| snat_addresses(&place))
+        .transpose()?;
+    let out_interface = interface("out_interface", &wire.out_interface)?;
+    if masquerade == Masquerade::All && out_interface.is_none() {
+        return Err(BadRequest::new(
+            "out_interface",
+            "is missing; `masquerade: all` needs it",
+        ));
+    }
+    if snat.is_some() && masquerade == Masquerade::No {
+        return Err(BadRequest::new(
+            "snat_address",
+            "says how to masquerade, but `masquerade` is `no`",
+        ));
+    }
+    word("when_empty", &wire.when_empty, WhenEmpty::WORDS)?;
+    let asked = [
+        (
+            "layout",
+            word("layout", &wire.layout, Layout::WORDS)? == Layout::Tree,
+        ),
+        (
+            "local_traffic",
+            optional_flag("local_traffic", &wire.local_traffic)?,
+        ),
+        ("masquerade", masquerade != Masquerade::No),
+        ("out_interface", out_interface.is_some()),
+        ("forward", optional_flag("forward", &wire.forward)?),
+        ("ip_forward", optional_flag("ip_forward", &wire.ip_forward)?),
+        (
+            "disconnect",
+            word("disconnect", &wire.disconnect, Disconnect::WORDS)? == Disconnect::Always,
+        ),
+        ("persist", asks_to_persist(&wire.persist)?),
+    ];
+    Ok(asked
+        .into_iter()
+        .find(|(_, asked)| *asked)
+        .map(|(path, _)| path))
+}
+
+fn not_available(path: &str) -> BadRequest {
+    BadRequest::new(path, "is not available yet in this version; leave it out")
+}
+
+fn asks_to_persist(value: &Option<Value>) -> Result<bool, BadRequest> {
+    let Some(place) = given("persist", value) else {
+        return Ok(false);
+    };
+    let is_path = |value: &Value| {
+        value
+            .as_str()
+            .is_some_and(|text| text.starts_with('/') && !text.contains(char::is_control))
+    };
+    match &place.value {
+        Value::Object(paths) => {
+            for (family, path) in paths {
+                let place = Place::new(format!("persist.{family}"), path.clone());
+                if !["ipv4", "ipv6"].contains(&family.as_str()) {
+                    return Err(place.bad("is neither `ipv4` nor `ipv6`"));
+                }
+                if !is_path(path) {
+                    return Err(place.refuse("is not an absolute path"));
+                }
+            }
+            Ok(!paths.is_empty())
+        }
+        value if is_path(value) => Ok(true),
+        value => coerce::as_boolean(value).ok_or_else(|| {
+            place.refuse("is neither a boolean, an absolute path, nor {ipv4: path, ipv6: path}")
+        }),
+    }
+}
+
+fn snat_addresses(place: &Place) -> Result<Vec<IpAddr>, BadRequest> {
+    let mut found: Vec<IpAddr> = Vec::new();
+    for item in list(place)? {
+        let address = text(&item)?
+            .parse()
+            .map_err(|_| item.refuse("is not an IP address"))?;
+        if found
+            .iter()
+            .any(|other| Family::of(*other) == Family::of(address))
+        {
+            return Err(item.refuse("is the second address of its family; one for each is used"));
+        }
+        found.push(address);
+    }
+    Ok(found)
+}
+
+impl Balancer {
+    /// What must hold between the attributes.
+    fn checked(self) -> Result<Self, BadRequest> {
+        if self.backends.is_empty() {
+            return Err(BadRequest::new(
+                "backends",
+                "is empty; an empty pool is not available yet in this version",
+            ));
+        }
+        if let Destination::Networks(networks) = &self.destination {
+            self.check_families("destination", networks)?;
+        }
+        self.check_families("source", &self.sources)?;
+        for family in self.families() {
+            self.check_weights(family)?;
+        }
+        Ok(self)
+    }
+
+    /// A network of a family without backends, or backends of a family that no
+    /// network is of, would silently get nothing.
+    fn check_families(&self, path: &str, networks: &[IpNet]) -> Result<(), BadRequest> {
+        let family_of = |network: &IpNet| Family::of(network.addr());
+        for (at, network) in networks.iter().enumerate() {
+            let family = family_of(network);
+            if self.pool(family).next().is_none() {
+                let problem = format!(
+                    "`{network}` is {}, but no backend is; add one or leave it out",
+                    family.title()
+                );
+                return Err(BadRequest::new(format!("{path}[{at}]"), problem));
+            }
+        }
+        for family in self.families() {
+            if !networks.is_empty() && !networks.iter().any(|network| family_of(network) == family)
+            {
+                let problem = format!(
+                    "names no {0} network, but there are {0} backends, which would get nothing",
+                    family.title()
+                );
+                return Err(BadRequest::new(path, problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_weights(&self, family: Family) -> Result<(), BadRequest> {
+        let weights: Vec<u32> = self.pool(family).map(|backend| backend.weight).collect();
+        if weights.iter().all(|weight| *weight == 0) {
+            let problem = format!(
+                "no {} backend has a weight; an empty pool is not available yet in this version",
+                family.title()
+            );
+            return Err(BadRequest::new("backends", problem));
+        }
+        match self.mode {
+            Mode::Nth => match schedule::slots(&weights) {
+                slots if slots > schedule::SLOTS_MAX => Err(BadRequest::new(
+                    "backends",
+                    format!(
+                        "these weights need {slots} turns, more than the {} that are available; take smaller weights, or `mode: random`",
+                        schedule::SLOTS_MAX,
+                    ),
+                )),
+                _ => Ok(()),
+            },
+            Mode::Random => match schedule::inexpressible(&weights) {
+                None => Ok(()),
+                Some(at) => {
+                    let (index, backend) = self.indexed(family, at);
+                    Err(BadRequest::new(
+                        format!("backends[{index}].weight"),
+                        format!(
+                            "`{}` is too small beside the others: the kernel's chances are whole numbers of 2^-31; take less unequal weights",
+                            backend.weight,
+                        ),
+                    ))
+                }
+            },
+        }
+    }
+
+    /// The backend that is `at`-th in its pool, and its place in the list.
+    fn indexed(&self, family: Family, at: usize) -> (usize, &Backend) {
+        let of_family = |(_, backend): &(usize, &Backend)| Family::of(backend.address) == family;
+        let mut pool = self.backends.iter().enumerate().filter(of_family);
+        pool.nth(at).unwrap_or((0, &self.backends[0]))
+    }
+}
+
+fn backends(place: &Place) -> Result<Vec<Backend>, BadRequest> {
+    let mut found: Vec<Backend> = Vec::new();
+    let mut places = std::collections::HashMap::new();
+    for item in list(place)? {
+        let backend = backend(&item)?;
+        if let Some(earlier) = places.insert((backend.address, backend.port), item.path.clone()) {
+            return Err(item.bad(format!("is the same address and port as {earlier}; list it once, with the sum of the weights")));
+        }
+        found.push(backend);
+    }
+    Ok(found)
+}
+
+fn backend(place: &Place) -> Result<Backend, BadRequest> {
+    match &place.value {
+        Value::Object(object) => backend_from_object(place, object.clone()),
+        Value::String(_) => backend_from_text(place),
+        _ => Err(place.refuse(
+            "is neither an object {address, port, weight} nor a string HOST[:PORT] [weight=N]",
+        )),
+    }
+}
+
+fn backend_from_object(place: &Place, object: json::Object) -> Result<Backend, BadRequest> {
+    let wire: BackendWire = shaped(&place.path, object)?;
+    let inner = |name: &str, value| given(&format!("{}.{name}", place.path), value);
+    let address = inner("address", &wire.address)
+        .ok_or_else(|| BadRequest::new(format!("{}.address", place.path), "is missing"))?;
+    Ok(Backend {
+        address: host(&address, &text(&address)?)?,
+        port: inner("port", &wire.port)
+            .map(|port| backend_port(&port))
+            .transpose()?,
+        weight: inner("weight", &wire.weight)
+            .map_or(Ok(1), |weight| integer(&weight, 0..=WEIGHT_MAX))?,
+    })
+}
+
+/// `HOST[:PORT] [weight=N]`
+fn backend_from_text(place: &Place) -> Result<Backend, BadRequest> {
+    let line = text(place)?;
+    let mut words = line.split_whitespace();
+    let first = words.next().unwrap_or_default();
+    let (address, port) = split_host_port(first);
+    let part = |name: &str, value: &str| Place::new(format!("{}.{name}", place.path), value.into());
+    let mut weight = None;
+    for word in words {
+        let value = word.strip_prefix("weight=").filter(|_| weight.is_none());
+        let value =
+            value.ok_or_else(|| place.refuse("is not of the form HOST[:PORT] [weight=N]"))?;
+        weight = Some(integer(&part("weight", value), 0..=WEIGHT_MAX)?);
+    }
+    Ok(Backend {
+        address: host(&part("address", address), address)?,
+        port: port
+            .map(|port| backend_port(&part("port", port)))
+            .transpose()?,
+        weight: weight.unwrap_or(1),
+    })
+}
+
+/// The host and, if one is there, the port. A bare IPv6 address has none.
+fn split_host_port(text: &str) -> (&str, Option<&str>) {
+    if let Some((host, rest)) = text
+        .strip_prefix('[')
+        .and_then(|inner| inner.split_once(']'))
+    {
+        return match rest.strip_prefix(':') {
+            Some(port) => (host, Some(port)),
+            None if rest.is_empty() => (host, None),
+            None => (text, None),
+        };
+    }
+    match text.split_once(':') {
+        Some((host, port)) if !port.contains(':') => (host, Some(port)),
+        _ => (text, None),
+    }
+}
+
+fn backend_port(place: &Place) -> Result<u16, BadRequest> {
+    let port = integer(place, 1..=u32::from(u16::MAX))?;
+    u16::try_from(port).map_err(|_| place.refuse("is not a port"))
+}
+
+fn host(place: &Place, text: &str) -> Result<IpAddr, BadRequest> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return match unusable(address) {
+            Some(reason) => Err(place.refuse(reason)),
+            None => Ok(address),
+        };
+    }
+    if split_host_port(text).1.is_some() {
+        return Err(place.refuse("has a port in it; give that as `port`"));
+    }
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+            && !label.starts_with('-')
+    };
+    let is_name = text.len() <= 253
+        && text.trim_end_matches('.').split('.').all(label)
+        && !text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    match is_name {
+        true => Err(place.refuse(
+            "is a hostname, which is not available yet in this version; give an IP address",
+        )),
+        false => Err(place.refuse("is neither an IP address nor a hostname")),
+    }
+}
+
+/// Why nothing can be sent to an address, if so.
+fn unusable(address: IpAddr) -> Option<&'static str> {
+    match address {
+        _ if address.is_unspecified() => {
+            Some("is the unspecified address, to which nothing can be sent")
+        }
+        _ if address.is_multicast() => Some("is a multicast address, not a server's"),
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("is the broadcast address, not a server's"),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+            Some("is an IPv4 address in IPv6 form; write it as IPv4")
+        }
+        _ => None,
+    }
+}
+
+fn ports(place: &Place) -> Result<Ports, BadRequest> {
+    const MOST: usize = 15;
+    let items = list(place)?;
+    if items.is_empty() {
+        return Err(place.bad("is empty; \"0:65535\" is every port"));
+    }
+    if items.len() > MOST {
+        return Err(place.bad(format!("has {} items, more than {MOST}", items.len())));
+    }
+    let ranges: Result<Vec<_>, _> = items.iter().map(port_range).collect();
+    ranges.map(Ports::new)
+}
+
+fn port_range(place: &Place) -> Result<PortRange, BadRequest> {
+    let text = match &place.value {
+        Value::Number(_) => integer(place, 1..=u32::from(u16::MAX))?.to_string(),
+        _ => text(place)?,
+    };
+    let whole = text
+        .split_once('.')
+        .filter(|(_, zeros)| !zeros.is_empty() && zeros.bytes().all(|byte| byte == b'0'));
+    match PortRange::parse(whole.map_or(text.as_str(), |(digits, _)| digits)) {
+        Some(PortRange { first: 0, last: 0 }) | None => {
+            Err(place.refuse("is neither a port, 1 to 65535, nor a range a:b of ports, ascending"))
+        }
+        Some(range) => Ok(range),
+    }
+}
+
+fn destination(wire: &Wire) -> Result<Destination, BadRequest> {
+    match given("destination", &wire.destination) {
+        None => Ok(Destination::Any),
+        Some(place)
+            if place
+                .value
+                .as_str()
+                .is_some_and(|text| text.trim() == "local") =>
+        {
+            Ok(Destination::Local)
+        }
+        Some(_) => networks("destination", &wire.destination).map(Destination::Networks),
+    }
+}
+
+/// Networks without repetition, in the order given.
+fn networks(path: &str, value: &Option<Value>) -> Result<Vec<IpNet>, BadRequest> {
+    let Some(place) = given(path, value) else {
+        return Ok(Vec::new());
+    };
+    let mut found: Vec<IpNet> = Vec::new();
+    for item in list(&place)? {
+        let network = network(&item)?;
+        if !found.contains(&network) {
+            found.push(network);
+        }
+    }
+    match found.is_empty() {
+        true => Err(place.bad("is empty; leave the attribute out instead")),
+        false => Ok(found),
+    }
+}
+
+fn network(place: &Place) -> Result<IpNet, BadRequest> {
+    let text = text(place)?;
+    let network = text
+        .parse::<IpNet>()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let network = network.ok_or_else(|| match text.as_str() {
+        "local" => place.bad("`local` stands alone, not beside other addresses"),
+        _ => place.refuse("is not an IP address or network such as 192.0.2.0/24"),
+    })?;
+    Ok(network.trunc())
+}
+
+/// The name of an interface, in the characters that interfaces are named with
+/// in practice: the kernel allows more, but iptables' own syntax does not.
+fn interface(path: &str, value: &Option<Value>) -> Result<Option<String>, BadRequest> {
+    const MOST: usize = 15;
+    let Some(place) = given(path, value) else {
+        return Ok(None);
+    };
+    let name = text(&place)?;
+    let stem = name.strip_suffix('+').unwrap_or(&name);
+    let allowed =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"_.:@=~".contains(&byte) || byte == b'-';
+    if stem.is_empty() {
+        return Err(place.refuse("is every interface; leave the attribute out instead"));
+    }
+    if name.len() > MOST || !stem.bytes().all(allowed) || stem.starts_with('-') {
+        return Err(place.refuse(format_args!("is not the name of an interface (up to {MOST} of A-Z a-z 0-9 _ . : @ = ~ -, and a trailing + for any ending)")));
+    }
+    Ok(Some(name))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,427 @@
+use super::*;
+use serde_json::json;
+
+fn parse(value: Value) -> Result<Request, BadRequest> {
+    match value {
+        Value::Object(object) => Request::from_json(object),
+        other => panic!("not an object: {other}"),
+    }
+}
+
+/// The usual request with some attributes set; null takes one away.
+fn with(attributes: Value) -> Result<Request, BadRequest> {
+    let mut request =
+        json!({"name": "W", "destination_port": 80, "backends": ["192.0.2.1", "192.0.2.2"]});
+    let Value::Object(attributes) = attributes else {
+        panic!("not an object")
+    };
+    request.as_object_mut().unwrap().extend(attributes);
+    parse(request)
+}
+
+fn balancer(attributes: Value) -> Balancer {
+    match with(attributes)
+        .unwrap_or_else(|error| panic!("{error}"))
+        .wanted
+    {
+        Wanted::Present(balancer) => balancer,
+        Wanted::Absent => panic!("absent"),
+    }
+}
+
+fn message(attributes: Value) -> String {
+    with(attributes.clone())
+        .map(|_| attributes)
+        .expect_err("accepted")
+        .to_string()
+}
+
+#[test]
+fn the_defaults_are_those_of_the_contract() {
+    let request = with(json!({})).unwrap();
+    assert_eq!((request.variant, request.wait), (VariantChoice::Auto, 10));
+    let balancer = balancer(json!({}));
+    assert_eq!(balancer.mode, Mode::Nth);
+    assert_eq!(balancer.protocol, Protocol::Tcp);
+    assert_eq!(balancer.destination, Destination::Any);
+    assert_eq!(balancer.jump, Jump::Append);
+    assert_eq!(
+        balancer.backends[0],
+        Backend {
+            address: "192.0.2.1".parse().unwrap(),
+            port: None,
+            weight: 1
+        }
+    );
+}
+
+#[test]
+fn all_spellings_of_the_backends_are_the_same() {
+    let expected = balancer(json!({"backends": [
+        {"address": "192.0.2.1", "port": 5308, "weight": 70}, {"address": "192.0.2.2", "port": 5308, "weight": 30},
+    ]})).backends;
+    for backends in [
+        json!("192.0.2.1:5308 weight=70, 192.0.2.2:5308 weight=30"),
+        json!(["192.0.2.1:5308 weight=70", {"address": "192.0.2.2", "port": "5308", "weight": "30"}]),
+        json!({"1": {"address": "192.0.2.2", "port": 5308.0, "weight": "30.0000"}, "0": "192.0.2.1:5308  weight=70.0000"}),
+        json!(
+            "[{\"address\": \"192.0.2.1\", \"port\": \"5308\", \"weight\": 70.0}, \"192.0.2.2:5308 weight=30\"]"
+        ),
+    ] {
+        assert_eq!(balancer(json!({"backends": backends})).backends, expected);
+    }
+}
+
+#[test]
+fn ipv6_backends_with_and_without_brackets_and_ports() {
+    let backends =
+        balancer(json!({"backends": "[fd00::1]:5308 weight=2, fd00::2, [fd00::3]"})).backends;
+    let seen: Vec<_> = backends
+        .iter()
+        .map(|backend| (backend.address.to_string(), backend.port, backend.weight))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            ("fd00::1".into(), Some(5308), 2),
+            ("fd00::2".into(), None, 1),
+            ("fd00::3".into(), None, 1)
+        ]
+    );
+}
+
+#[test]
+fn ports_come_as_numbers_strings_ranges_and_lists() {
+    let ports = |value| balancer(json!({"destination_port": value})).destination_ports;
+    assert_eq!(ports(json!("80")), ports(json!(80)));
+    assert_eq!(ports(json!("80.0000")), ports(json!(80)));
+    assert_eq!(
+        ports(json!("80,443,1000:2000")),
+        ports(json!([80, "443", "1000:2000"]))
+    );
+    assert_eq!(ports(json!("0:65535")), Ports::default());
+}
+
+#[test]
+fn null_counts_as_left_out() {
+    assert_eq!(
+        balancer(json!({"mode": null, "source": null, "protocol": null})).mode,
+        Mode::Nth
+    );
+    assert_eq!(
+        message(json!({"backends": null})),
+        "backends: is missing; it lists the servers"
+    );
+}
+
+#[test]
+fn chain_is_another_spelling_of_name() {
+    assert_eq!(
+        with(json!({"name": null, "chain": "CF"}))
+            .unwrap()
+            .name
+            .as_str(),
+        "CF"
+    );
+    assert!(message(json!({"chain": "CF"})).starts_with("chain: `name` is given too"));
+}
+
+#[test]
+fn absent_needs_the_name_alone_but_what_is_given_is_checked() {
+    assert_eq!(
+        parse(json!({"name": "W", "state": "absent"}))
+            .unwrap()
+            .wanted,
+        Wanted::Absent
+    );
+    assert_eq!(
+        with(json!({"state": "absent", "masquerade": true}))
+            .unwrap()
+            .wanted,
+        Wanted::Absent
+    );
+    assert!(message(json!({"state": "absent", "mode": "fair"})).starts_with("mode: `fair`"));
+}
+
+#[test]
+fn an_unknown_name_gets_the_nearest_known_one() {
+    assert_eq!(
+        message(json!({"backend": []})),
+        "backend: there is no such attribute; the nearest is `backends`"
+    );
+    assert_eq!(
+        message(json!({"destination_ports": 1})),
+        "destination_ports: there is no such attribute; the nearest is `destination_port`"
+    );
+    assert_eq!(
+        message(json!({"Mode": "nth"})),
+        "Mode: there is no such attribute; the nearest is `mode`"
+    );
+    assert_eq!(
+        message(json!({"backends": [{"address": "192.0.2.1", "wieght": 1}]})),
+        "backends[0].wieght: there is no such attribute; the nearest is `weight`"
+    );
+    assert_eq!(message(json!({"a\nb": 1})).lines().count(), 1);
+}
+
+#[test]
+fn every_error_names_the_attribute_the_item_and_the_way_out() {
+    for (attributes, expected) in [
+        (
+            json!({"name": null}),
+            "name: is missing; it names the chain",
+        ),
+        (
+            json!({"name": "A B"}),
+            "name: `A B` is not 1 to 20 of A-Z a-z 0-9 _ . -",
+        ),
+        (
+            json!({"name": "A/B"}),
+            "name: `A/B` is not 1 to 20 of A-Z a-z 0-9 _ . -",
+        ),
+        (
+            json!({"name": "ABCDEFGHIJKLMNOPQRSTU"}),
+            "name: `ABCDEFGHIJKLMNOPQRSTU` is not 1 to 20 of A-Z a-z 0-9 _ . -",
+        ),
+        (
+            json!({"name": "-j"}),
+            "name: `-j` begins with `-`, which iptables takes for an option",
+        ),
+        (
+            json!({"name": "DNAT"}),
+            "name: `DNAT` is a built-in chain or a target of iptables; take another name",
+        ),
+        (json!({"name": ["W"]}), "name: `[\"W\"]` is not a string"),
+        (
+            json!({"name": ""}),
+            "name: is empty; leave the attribute out instead",
+        ),
+        (
+            json!({"state": "gone"}),
+            "state: `gone` is not one of: present, absent",
+        ),
+        (json!({"mode": true}), "mode: `true` is not a string"),
+        (
+            json!({"destination_port": null}),
+            "destination_port: is missing; it says what is balanced, and \"0:65535\" is every port",
+        ),
+        (
+            json!({"destination_port": 0}),
+            "destination_port[0]: `0` is not between 1 and 65535",
+        ),
+        (
+            json!({"destination_port": [80, "http"]}),
+            "destination_port[1]: `http` is neither a port, 1 to 65535, nor a range a:b of ports, ascending",
+        ),
+        (
+            json!({"destination_port": "9:1"}),
+            "destination_port[0]: `9:1` is neither a port, 1 to 65535, nor a range a:b of ports, ascending",
+        ),
+        (
+            json!({"destination_port": []}),
+            "destination_port: is empty; \"0:65535\" is every port",
+        ),
+        (
+            json!({"destination_port": (1..=16).collect::<Vec<u32>>()}),
+            "destination_port: has 16 items, more than 15",
+        ),
+        (
+            json!({"backends": ["192.0.2.1", {"address": "192.0.2.2"}, {"address": "192.0.2.3", "weight": -1}]}),
+            "backends[2].weight: `-1` is not between 0 and 2147483647",
+        ),
+        (
+            json!({"backends": [{"address": "192.0.2.1", "port": "99999"}]}),
+            "backends[0].port: `99999` is not between 1 and 65535",
+        ),
+        (
+            json!({"backends": [{"port": 1}]}),
+            "backends[0].address: is missing",
+        ),
+        (
+            json!({"backends": [{"address": "192.0.2.1:80"}]}),
+            "backends[0].address: `192.0.2.1:80` has a port in it; give that as `port`",
+        ),
+        (
+            json!({"backends": ["192.0.2.1 80"]}),
+            "backends[0]: `192.0.2.1 80` is not of the form HOST[:PORT] [weight=N]",
+        ),
+        (
+            json!({"backends": ["192.0.2.1 weight=1 weight=2"]}),
+            "backends[0]: `192.0.2.1 weight=1 weight=2` is not of the form HOST[:PORT] [weight=N]",
+        ),
+        (
+            json!({"backends": ["192.0.2.300"]}),
+            "backends[0].address: `192.0.2.300` is neither an IP address nor a hostname",
+        ),
+        (
+            json!({"backends": ["0.0.0.0"]}),
+            "backends[0].address: `0.0.0.0` is the unspecified address, to which nothing can be sent",
+        ),
+        (
+            json!({"backends": ["ff02::1"]}),
+            "backends[0].address: `ff02::1` is a multicast address, not a server's",
+        ),
+        (
+            json!({"backends": ["::ffff:192.0.2.1"]}),
+            "backends[0].address: `::ffff:192.0.2.1` is an IPv4 address in IPv6 form; write it as IPv4",
+        ),
+        (
+            json!({"backends": ["192.0.2.1:80", "192.0.2.2", "192.0.2.1:80 weight=3"]}),
+            "backends[2]: is the same address and port as backends[0]; list it once, with the sum of the weights",
+        ),
+        (
+            json!({"backends": [7]}),
+            "backends[0]: `7` is neither an object {address, port, weight} nor a string HOST[:PORT] [weight=N]",
+        ),
+        (
+            json!({"backends": true}),
+            "backends[0]: `true` is neither an object {address, port, weight} nor a string HOST[:PORT] [weight=N]",
+        ),
+        (
+            json!({"source": "10.0.0.0/33"}),
+            "source[0]: `10.0.0.0/33` is not an IP address or network such as 192.0.2.0/24",
+        ),
+        (
+            json!({"source": "2001:db8::/32"}),
+            "source[0]: `2001:db8::/32` is IPv6, but no backend is; add one or leave it out",
+        ),
+        (
+            json!({"destination": ["192.0.2.9", "local"]}),
+            "destination[1]: `local` stands alone, not beside other addresses",
+        ),
+        (
+            json!({"destination": "192.0.2.9", "backends": "192.0.2.1,fd00::1"}),
+            "destination: names no IPv6 network, but there are IPv6 backends, which would get nothing",
+        ),
+        (
+            json!({"in_interface": "+"}),
+            "in_interface: `+` is every interface; leave the attribute out instead",
+        ),
+        (
+            json!({"snat_address": "192.0.2.9"}),
+            "snat_address: says how to masquerade, but `masquerade` is `no`",
+        ),
+        (
+            json!({"masquerade": "all"}),
+            "out_interface: is missing; `masquerade: all` needs it",
+        ),
+        (
+            json!({"variant": "ebtables"}),
+            "variant: `ebtables` is not one of: auto, nft, legacy",
+        ),
+        (
+            json!({"wait": "soon"}),
+            "wait: `soon` is not a whole number",
+        ),
+        (
+            json!({"wait": 3601}),
+            "wait: `3601` is not between 0 and 3600",
+        ),
+        (
+            json!({"persist": "rules.v4"}),
+            "persist: `rules.v4` is neither a boolean, an absolute path, nor {ipv4: path, ipv6: path}",
+        ),
+    ] {
+        assert_eq!(message(attributes), expected);
+    }
+    assert!(
+        message(json!({"in_interface": "eth0 -j ACCEPT"}))
+            .starts_with("in_interface: `eth0 -j ACCEPT` is not the name of an interface")
+    );
+    assert!(
+        message(json!({"backends": "192.0.2.1 weight=4096,192.0.2.2 weight=1"}))
+            .contains("4097 turns, more than the 4096")
+    );
+}
+
+#[test]
+fn what_is_not_available_yet_is_not_silently_ignored() {
+    for (attribute, value) in [
+        ("layout", json!("tree")),
+        ("local_traffic", json!("yes")),
+        ("masquerade", json!(true)),
+        ("masquerade", json!("balanced")),
+        ("out_interface", json!("eth0")),
+        ("forward", json!(1)),
+        ("ip_forward", json!("on")),
+        ("disconnect", json!("always")),
+        ("persist", json!(true)),
+        ("persist", json!("/etc/iptables/rules.v4")),
+        ("persist", json!({"ipv4": "/a"})),
+    ] {
+        assert_eq!(
+            message(json!({attribute: value})),
+            format!("{attribute}: is not available yet in this version; leave it out")
+        );
+    }
+    assert!(
+        message(json!({"backends": ["hub1.example.com:5308"]}))
+            .contains("`hub1.example.com` is a hostname, which is not available yet")
+    );
+    assert!(message(json!({"backends": []})).contains("an empty pool is not available yet"));
+    assert!(
+        message(json!({"backends": ["192.0.2.1", "fd00::1 weight=0"]}))
+            .contains("no IPv6 backend has a weight")
+    );
+    for (attribute, value) in [
+        ("layout", "flat"),
+        ("masquerade", "no"),
+        ("disconnect", "never"),
+        ("when_empty", "drop"),
+        ("persist", "no"),
+    ] {
+        assert!(with(json!({attribute: value})).is_ok(), "{attribute}");
+    }
+}
+
+/// Whatever a request holds, the lines of the transaction are ours alone.
+#[test]
+fn no_string_of_a_request_becomes_a_rule_an_option_or_a_line() {
+    let hostile = [
+        "\n-A INPUT -j ACCEPT",
+        "x\r\nCOMMIT",
+        "eth0\" -j DROP \"",
+        "a b",
+        "--help",
+        "$(id)",
+        "`id`",
+        "\0",
+        "é",
+        "\u{202e}",
+        "' -j X",
+        "\\",
+        "*nat",
+        "#",
+    ];
+    for attribute in super::names_of::<Wire>() {
+        for value in hostile {
+            assert!(
+                with(json!({attribute.as_str(): value})).is_err(),
+                "{attribute} {value:?}"
+            );
+            assert!(
+                with(json!({attribute.as_str(): [value]})).is_err(),
+                "{attribute} [{value:?}]"
+            );
+        }
+    }
+    for part in ["address", "port", "weight"] {
+        for value in hostile {
+            let mut backend = json!({"address": "192.0.2.1"});
+            backend[part] = json!(value);
+            assert!(
+                with(json!({"backends": [backend]})).is_err(),
+                "{part} {value:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_attributes_are_those_of_the_contract() {
+    let mut names = super::names_of::<Wire>();
+    names.sort_unstable();
+    let contract = "backends chain destination destination_port disconnect forward in_interface ip_forward jump layout \
+         local_traffic masquerade mode name out_interface persist protocol snat_address source state variant wait when_empty";
+    assert_eq!(names, contract.split_whitespace().collect::<Vec<_>>());
+}

@@ -1,0 +1,284 @@
+//! The shapes of a request, as they are documented: JSON Schema, Ansible's
+//! documentation and the reference are made from the comments here. What is
+//! *true* of a request is decided in the parent module.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// A chain of iptables that spreads new connections over backends.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "iptables_balance request")]
+pub(crate) struct Wire {
+    /// The balancer's chain, 1 to 20 of `A-Z a-z 0-9 _ . -`. It owns the chains NAME and NAME/...,
+    /// in every table, and the rules elsewhere that lead into them. Nothing else on the host is its own.
+    /// In CFEngine it is the promiser.
+    #[serde(default, alias = "chain")]
+    #[schemars(with = "String", required, regex(pattern = r"^[A-Za-z0-9_.][A-Za-z0-9_.-]{0,19}$"), extend("aliases" = ["chain"]))]
+    pub name: Option<Value>,
+
+    /// Whether there is such a balancer. `absent` needs the name alone and removes all that it owns.
+    #[schemars(with = "Option<State>", extend("default" = "present"))]
+    pub state: Option<Value>,
+
+    /// `nth` is exact weighted round robin, `random` an independent random choice for each connection.
+    #[schemars(with = "Option<Mode>", extend("default" = "nth"))]
+    pub mode: Option<Value>,
+
+    /// The servers: each an object, or a string `HOST[:PORT] [weight=N]` (IPv6: `[fd00::1]:5308`).
+    /// IPv4 and IPv6 may be mixed; each family's connections go to its own backends.
+    /// Required unless state is absent.
+    #[schemars(with = "Option<Vec<BackendForm>>")]
+    pub backends: Option<Value>,
+
+    /// The transport protocol that is balanced.
+    #[schemars(with = "Option<crate::net::Protocol>", extend("default" = "tcp"))]
+    pub protocol: Option<Value>,
+
+    /// What is balanced: a port, a range `"a:b"`, or a list of up to 15 of these.
+    /// Required unless state is absent; `"0:65535"` is every port.
+    #[schemars(with = "Option<OneOrList<PortForm>>")]
+    pub destination_port: Option<Value>,
+
+    /// Only what is addressed to it: an address or network, a list of them, or `local` for any address of this host.
+    #[schemars(with = "Option<OneOrList<String>>")]
+    pub destination: Option<Value>,
+
+    /// Only what comes from it: an address or network, or a list of them.
+    #[schemars(with = "Option<OneOrList<String>>")]
+    pub source: Option<Value>,
+
+    /// Only what comes in there: an interface's name, of which a trailing `+` stands for any ending.
+    #[schemars(with = "Option<String>")]
+    pub in_interface: Option<Value>,
+
+    /// One chain, or a tree of chains; `auto` takes the one with the fewest rules to visit.
+    #[schemars(with = "Option<Layout>", extend("default" = "auto"))]
+    pub layout: Option<Value>,
+
+    /// Where the rule that leads to the chain goes in PREROUTING when it is new. Where it already is, it stays.
+    #[schemars(with = "Option<Jump>", extend("default" = "append"))]
+    pub jump: Option<Value>,
+
+    /// Also connections that this host makes itself (OUTPUT).
+    #[schemars(with = "Option<bool>", extend("default" = false))]
+    pub local_traffic: Option<Value>,
+
+    /// So that replies come back through this host: for the balanced connections alone (`balanced`, or true),
+    /// or for all that leaves `out_interface` (`all`).
+    #[schemars(with = "Option<MasqueradeForm>", extend("default" = "no"))]
+    pub masquerade: Option<Value>,
+
+    /// With `masquerade`: SNAT to this address instead of MASQUERADE; one, or one for each family.
+    #[schemars(with = "Option<OneOrList<std::net::IpAddr>>")]
+    pub snat_address: Option<Value>,
+
+    /// Restricts `masquerade` to what leaves by this interface; required with `all`.
+    #[schemars(with = "Option<String>")]
+    pub out_interface: Option<Value>,
+
+    /// Accept the balanced connections, both directions, in filter's FORWARD.
+    #[schemars(with = "Option<bool>", extend("default" = false))]
+    pub forward: Option<Value>,
+
+    /// Switch on forwarding for the families in use. When false and it is off: a warning.
+    #[schemars(with = "Option<bool>", extend("default" = false))]
+    pub ip_forward: Option<Value>,
+
+    /// What new connections get when no backend has a weight.
+    #[schemars(with = "Option<WhenEmpty>", extend("default" = "reject"))]
+    pub when_empty: Option<Value>,
+
+    /// Whether connections to a backend that went away are ended.
+    #[schemars(with = "Option<Disconnect>", extend("default" = "udp"))]
+    pub disconnect: Option<Value>,
+
+    /// Make it survive a reboot: true finds the distribution's own files; one path serves one family,
+    /// with both in use it takes the mapping. With `absent`, the files named are cleaned too.
+    #[schemars(with = "Option<PersistForm>", extend("default" = false))]
+    pub persist: Option<Value>,
+
+    /// Which iptables; `auto` is what the host's `iptables-save` is.
+    #[schemars(with = "Option<VariantChoice>", extend("default" = "auto"))]
+    pub variant: Option<Value>,
+
+    /// How long to wait for locks held by others, in seconds; 0 is taken as the least that iptables can be told, which is 1.
+    #[schemars(with = "Option<u32>", range(max = 3600), extend("default" = 10))]
+    pub wait: Option<Value>,
+}
+
+/// One server.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BackendWire {
+    /// IPv4, IPv6 or a hostname.
+    #[serde(default)]
+    #[schemars(with = "String", required)]
+    pub address: Option<Value>,
+
+    /// The port it listens on; default is the port that the connection came in on.
+    #[schemars(with = "Option<u16>", range(min = 1))]
+    pub port: Option<Value>,
+
+    /// Its part of the connections; 0 takes no new connections and keeps the old ones.
+    #[schemars(with = "Option<u32>", range(max = 2_147_483_647), extend("default" = 1))]
+    pub weight: Option<Value>,
+}
+
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+enum BackendForm {
+    Text(String),
+    Entry(BackendWire),
+}
+
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+enum PortForm {
+    Port(#[schemars(range(min = 1))] u16),
+    Range(#[schemars(regex(pattern = "^[0-9]{1,5}(:[0-9]{1,5})?$"))] String),
+}
+
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+enum OneOrList<T> {
+    One(T),
+    List(Vec<T>),
+}
+
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+enum MasqueradeForm {
+    Flag(bool),
+    Scope(Masquerade),
+}
+
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+enum PersistForm {
+    Flag(bool),
+    Path(String),
+    Families {
+        ipv4: Option<String>,
+        ipv6: Option<String>,
+    },
+}
+
+/// Declares an enum together with the words that requests use for it, so that
+/// parser, schema and error messages cannot disagree.
+macro_rules! words {
+    ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, JsonSchema)]
+        pub enum $name {
+            $($(#[$inner])* #[serde(rename = $word)] $variant),+
+        }
+
+        impl $name {
+            pub(super) const WORDS: &'static [(&'static str, Self)] = &[$(($word, Self::$variant)),+];
+
+            /// The word that requests and results use.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+        }
+    };
+}
+
+words!(
+    /// Whether there is to be a balancer.
+    State {
+        /// There is one, as described.
+        #[default]
+        Present = "present",
+        /// Nothing of it is left.
+        Absent = "absent",
+    }
+);
+words!(
+    /// How a backend is chosen for a connection.
+    Mode {
+        /// In turn: exact weighted round robin.
+        #[default]
+        Nth = "nth",
+        /// By chance, independently for each connection.
+        Random = "random",
+    }
+);
+words!(
+    /// How the rules are arranged.
+    Layout {
+        /// Whichever visits the fewest rules.
+        #[default]
+        Auto = "auto",
+        /// One chain.
+        Flat = "flat",
+        /// A tree of chains.
+        Tree = "tree",
+    }
+);
+words!(
+    /// Where a new jump goes.
+    Jump {
+        /// At the end of PREROUTING.
+        #[default]
+        Append = "append",
+        /// At the head of PREROUTING.
+        Insert = "insert",
+    }
+);
+words!(
+    /// Whose source address is rewritten.
+    Masquerade {
+        /// Nobody's.
+        #[default]
+        No = "no",
+        /// That of the balanced connections.
+        Balanced = "balanced",
+        /// That of all that leaves `out_interface`.
+        All = "all",
+    }
+);
+words!(
+    /// What new connections get when no backend has a weight.
+    WhenEmpty {
+        /// Refused at once.
+        #[default]
+        Reject = "reject",
+        /// No answer.
+        Drop = "drop",
+        /// They pass as if there were no balancer.
+        Pass = "pass",
+    }
+);
+words!(
+    /// Whose connections are ended when a backend goes away.
+    Disconnect {
+        /// UDP's, whose clients would otherwise stay.
+        #[default]
+        Udp = "udp",
+        /// Every protocol's.
+        Always = "always",
+        /// Nobody's.
+        Never = "never",
+    }
+);
+words!(
+    /// Which iptables is asked for.
+    VariantChoice {
+        /// What the host's `iptables-save` is.
+        #[default]
+        Auto = "auto",
+        /// `iptables-nft`
+        Nft = "nft",
+        /// `iptables-legacy`
+        Legacy = "legacy",
+    }
+);

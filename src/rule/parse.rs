@@ -1,0 +1,421 @@
+//! A saved rule into its meaning.
+//!
+//! Only what this program could have written, and what people write in its
+//! place, is understood. Everything else is [`Unreadable`], and what we cannot
+//! read differs from all that we would write.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::{Rule, Target};
+use crate::net::{PortRange, Ports, Protocol, Table};
+use crate::statistic::{Probability, Statistic};
+
+/// The word at which a rule stopped making sense to us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable(pub String);
+
+/// The words of a saved line as `iptables-restore` splits them: at blanks, with
+/// double quotes around what holds some, and a backslash before the next
+/// character within quotes. It is not the shell's quoting.
+#[must_use]
+pub fn words(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quoted = false;
+    let mut characters = line.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' if quoted => word.get_or_insert_default().extend(characters.next()),
+            '"' => {
+                quoted = !quoted;
+                word.get_or_insert_default();
+            }
+            ' ' | '\t' if !quoted => words.extend(word.take()),
+            other => word.get_or_insert_default().push(other),
+        }
+    }
+    words.extend(word);
+    words
+}
+
+impl Rule {
+    /// Reads what stands after `-A CHAIN` in a dump of that table.
+    ///
+    /// # Errors
+    /// The first word that we do not know, or that makes no sense in its place.
+    pub fn parse(table: Table, text: &str) -> Result<Self, Unreadable> {
+        let words = words(text);
+        let mut reader = Reader {
+            words: words.iter(),
+        };
+        let mut draft = Draft::default();
+        while let Some(option) = reader.next() {
+            draft.read(table, option, &mut reader)?;
+        }
+        draft.finish()
+    }
+}
+
+/// The words that are left.
+struct Reader<'a> {
+    words: std::slice::Iter<'a, String>,
+}
+
+impl<'a> Reader<'a> {
+    fn next(&mut self) -> Option<&'a str> {
+        self.words.next().map(String::as_str)
+    }
+
+    /// The value of `option`, if `read` makes sense of it.
+    fn value<T>(
+        &mut self,
+        option: &str,
+        read: impl Fn(&str) -> Option<T>,
+    ) -> Result<T, Unreadable> {
+        let value = self.next().unwrap_or_default();
+        read(value).ok_or_else(|| Unreadable(format!("{option} {value}")))
+    }
+}
+
+/// What has been read of a rule.
+#[derive(Default)]
+struct Draft {
+    source: Option<IpNet>,
+    destination: Option<IpNet>,
+    in_interface: Option<String>,
+    protocol: Option<Protocol>,
+    ports: Option<Ports>,
+    to_local: bool,
+    mode: Option<Mode>,
+    every: Option<u32>,
+    packet: Option<u32>,
+    probability: Option<Probability>,
+    target: Option<Target>,
+    dnat: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Nth,
+    Random,
+}
+
+impl Draft {
+    fn read(
+        &mut self,
+        table: Table,
+        option: &str,
+        reader: &mut Reader<'_>,
+    ) -> Result<(), Unreadable> {
+        match option {
+            "-s" => once(option, &mut self.source, reader.value(option, network)?),
+            "-d" => once(
+                option,
+                &mut self.destination,
+                reader.value(option, network)?,
+            ),
+            "-i" => once(option, &mut self.in_interface, reader.value(option, name)?),
+            "-p" => once(
+                option,
+                &mut self.protocol,
+                reader.value(option, Protocol::from_argument)?,
+            ),
+            "-m" => reader.value(option, known_match),
+            "--dport" => once(option, &mut self.ports, reader.value(option, port)?),
+            "--dports" => once(option, &mut self.ports, reader.value(option, ports)?),
+            "--dst-type" => {
+                self.to_local = true;
+                reader.value(option, |kind| (kind == "LOCAL").then_some(()))
+            }
+            "--ctstate" | "--state" if table == Table::Nat => reader.value(option, includes_new),
+            "--comment" => reader.value(option, |_| Some(())),
+            "--mode" => once(option, &mut self.mode, reader.value(option, mode)?),
+            "--every" => once(
+                option,
+                &mut self.every,
+                reader.value(option, |text| text.parse().ok())?,
+            ),
+            "--packet" => once(
+                option,
+                &mut self.packet,
+                reader.value(option, |text| text.parse().ok())?,
+            ),
+            "--probability" => once(
+                option,
+                &mut self.probability,
+                reader.value(option, Probability::parse)?,
+            ),
+            "!" => self.read_inverted(reader),
+            "-j" => self.read_target(reader),
+            "-g" => once(
+                option,
+                &mut self.target,
+                Target::Goto(reader.value(option, name)?),
+            ),
+            "--to-destination" if self.dnat => {
+                once(option, &mut self.target, reader.value(option, backend)?)
+            }
+            other => Err(Unreadable(other.to_owned())),
+        }
+    }
+
+    /// Not matching with one chance is matching with the rest to certainty.
+    fn read_inverted(&mut self, reader: &mut Reader<'_>) -> Result<(), Unreadable> {
+        match reader.next() {
+            Some(option @ "--probability") => {
+                let chance = reader.value(option, Probability::parse)?;
+                once(option, &mut self.probability, chance.complement())
+            }
+            other => Err(Unreadable(format!("! {}", other.unwrap_or_default()))),
+        }
+    }
+
+    fn read_target(&mut self, reader: &mut Reader<'_>) -> Result<(), Unreadable> {
+        let target = reader.value("-j", name)?;
+        if target == "DNAT" {
+            self.dnat = true;
+            return Ok(());
+        }
+        once("-j", &mut self.target, Target::Jump(target))
+    }
+
+    fn finish(self) -> Result<Rule, Unreadable> {
+        let absent = |what: &str| Unreadable(format!("no {what}"));
+        let statistic = match (self.mode, self.every, self.packet, self.probability) {
+            (None, None, None, None) => Statistic::Always,
+            (Some(Mode::Nth), Some(every), packet, None) if packet.unwrap_or(0) < every => {
+                Statistic::Nth {
+                    every,
+                    packet: packet.unwrap_or(0),
+                }
+            }
+            (Some(Mode::Random), None, None, Some(chance)) => Statistic::Random(chance),
+            _ => return Err(absent("statistic that makes sense")),
+        };
+        if self.ports.is_some() && self.protocol.is_none() {
+            return Err(absent("protocol of the ports"));
+        }
+        let everything = |network: &IpNet| network.prefix_len() == 0;
+        Ok(Rule {
+            source: self.source.filter(|network| !everything(network)),
+            destination: self.destination.filter(|network| !everything(network)),
+            in_interface: self.in_interface.filter(|name| name != "+"),
+            protocol: self.protocol,
+            destination_ports: self.ports.unwrap_or_default(),
+            to_local: self.to_local,
+            statistic: statistic.simplest(),
+            target: self.target.ok_or_else(|| absent("target"))?,
+        })
+    }
+}
+
+/// Sets what must not be there twice.
+fn once<T>(option: &str, place: &mut Option<T>, value: T) -> Result<(), Unreadable> {
+    match place.replace(value) {
+        None => Ok(()),
+        Some(_) => Err(Unreadable(format!("{option} twice"))),
+    }
+}
+
+fn known_match(name: &str) -> Option<()> {
+    const KNOWN: [&str; 10] = [
+        "tcp",
+        "udp",
+        "sctp",
+        "dccp",
+        "multiport",
+        "addrtype",
+        "conntrack",
+        "state",
+        "comment",
+        "statistic",
+    ];
+    KNOWN.contains(&name).then_some(())
+}
+
+fn name(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    let network = text
+        .parse::<IpNet>()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    network
+        .or_else(|| with_netmask(text))
+        .map(|network| network.trunc())
+}
+
+/// `10.0.0.0/255.0.0.0`
+fn with_netmask(text: &str) -> Option<IpNet> {
+    let (address, mask) = text.split_once('/')?;
+    IpNet::with_netmask(address.parse().ok()?, mask.parse().ok()?).ok()
+}
+
+fn port(text: &str) -> Option<Ports> {
+    PortRange::parse(text).map(|range| Ports::new(vec![range]))
+}
+
+fn ports(text: &str) -> Option<Ports> {
+    let ranges: Option<Vec<_>> = text.split(',').map(PortRange::parse).collect();
+    ranges.map(Ports::new)
+}
+
+fn includes_new(states: &str) -> Option<()> {
+    states.split(',').any(|state| state == "NEW").then_some(())
+}
+
+fn mode(text: &str) -> Option<Mode> {
+    match text {
+        "nth" => Some(Mode::Nth),
+        "random" => Some(Mode::Random),
+        _ => None,
+    }
+}
+
+fn backend(text: &str) -> Option<Target> {
+    if let Ok(address) = text.parse() {
+        return Some(Target::Dnat {
+            address,
+            port: None,
+        });
+    }
+    let (address, port) = text.rsplit_once(':')?;
+    let address = match address
+        .strip_prefix('[')
+        .and_then(|inner| inner.strip_suffix(']'))
+    {
+        Some(inner) => IpAddr::V6(inner.parse().ok()?),
+        None => IpAddr::V4(address.parse().ok()?),
+    };
+    let port = PortRange::parse(port).filter(|range| range.first == range.last)?;
+    Some(Target::Dnat {
+        address,
+        port: Some(port.first),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nat(text: &str) -> Rule {
+        Rule::parse(Table::Nat, text).unwrap_or_else(|word| panic!("{text}: {word:?}"))
+    }
+
+    fn assert_same(spellings: &[&str]) {
+        for spelling in spellings {
+            assert_eq!(nat(spelling), nat(spellings[0]), "{spelling}");
+        }
+    }
+
+    #[test]
+    fn many_spellings_have_one_meaning() {
+        assert_same(&[
+            " -p tcp -m statistic --mode nth --every 4 --packet 0 -j DNAT --to-destination 192.0.2.1:5308",
+            "-p 6 -m conntrack --ctstate NEW -m statistic --mode nth --every 4 --packet 0 -j DNAT --to-destination 192.0.2.1:5308",
+            "-m statistic --mode nth --every 4 --packet 0 -p tcp -m tcp -j DNAT --to-destination 192.0.2.1:5308",
+            "-s 0.0.0.0/0 -i + -p tcp -m state --state NEW,RELATED -m statistic --mode nth --every 4 -j DNAT --to-destination 192.0.2.1:5308",
+            "-p tcp -m comment --comment \"it's -j \\\"ACCEPT\\\" \\\\\" -m statistic --mode nth --every 4 --packet 0 -j DNAT --to-destination 192.0.2.1:5308",
+        ]);
+        assert_same(&[
+            "-d 10.0.0.0/8 -p tcp -m tcp --dport 80 -j CF",
+            "-p tcp -m multiport --dports 80 -d 10.0.0.9/255.0.0.0 -j CF",
+            "-p tcp -m multiport --dports 80:80 -d 10.1.2.3/8 -j CF",
+        ]);
+        assert_same(&["-p tcp -j CF", "-p tcp -m tcp --dport 0:65535 -j CF"]);
+        assert_same(&[
+            "-m statistic --mode random --probability 0.7 -j CF",
+            "-m statistic --mode random ! --probability 0.3 -j CF",
+            "-m statistic --mode random --probability 0.70000000019 -j CF",
+        ]);
+        assert_same(&[
+            "-j CF",
+            "-m statistic --mode random --probability 1.0 -j CF",
+            "-m statistic --mode nth --every 1 --packet 0 -j CF",
+        ]);
+    }
+
+    #[test]
+    fn what_changes_the_meaning_makes_a_difference() {
+        let rules = [
+            "-p tcp -m statistic --mode nth --every 4 --packet 0 -j DNAT --to-destination 192.0.2.1:80",
+            "-p tcp -m statistic --mode nth --every 4 --packet 1 -j DNAT --to-destination 192.0.2.1:80",
+            "-p tcp -m statistic --mode nth --every 3 --packet 0 -j DNAT --to-destination 192.0.2.1:80",
+            "-p tcp -m statistic --mode random --probability 0.25 -j DNAT --to-destination 192.0.2.1:80",
+            "-p tcp -m statistic --mode random --probability 0.25000000047 -j DNAT --to-destination 192.0.2.1:80",
+            "-p tcp -j DNAT --to-destination 192.0.2.1:80",
+            "-p udp -j DNAT --to-destination 192.0.2.1:80",
+            "-p tcp -j DNAT --to-destination 192.0.2.1",
+            "-p tcp -j DNAT --to-destination 192.0.2.2:80",
+            "-p tcp -j CF",
+            "-p tcp -g CF",
+            "-p tcp -m addrtype --dst-type LOCAL -j CF",
+            "-i eth0 -p tcp -j CF",
+        ];
+        for (at, rule) in rules.iter().enumerate() {
+            for other in &rules[..at] {
+                assert_ne!(nat(rule), nat(other));
+            }
+        }
+    }
+
+    #[test]
+    fn what_we_cannot_read_is_not_guessed_at() {
+        for text in [
+            "",
+            "-p tcp",
+            "-j",
+            "! -s 10.0.0.0/8 -j CF",
+            "-m conntrack ! --ctstate NEW -j CF",
+            "-m conntrack --ctstate ESTABLISHED -j CF",
+            "-m limit --limit 1/sec -j CF",
+            "-m mark --mark 0x1 -j CF",
+            "-m tcp --dport 80 -j CF",
+            "-p icmp -j CF",
+            "-j DNAT --to-destination 192.0.2.1-192.0.2.9",
+            "-j DNAT --to-destination 192.0.2.1:80-90",
+            "-j DNAT --to-destination 192.0.2.1 --random",
+            "-j DNAT",
+            "-j CF -j CF",
+            "-j CF --to-destination 192.0.2.1",
+            "-m addrtype --dst-type LOCAL,UNICAST -j CF",
+            "-m statistic --mode nth --every 3 --packet 3 -j CF",
+            "-m statistic --mode nth -j CF",
+            "-m statistic --mode random --every 3 -j CF",
+            "-m statistic --mode nth ! --every 3 -j CF",
+            "-s 10.0.0.0/255.0.255.0 -j CF",
+        ] {
+            assert!(Rule::parse(Table::Nat, text).is_err(), "{text}");
+        }
+        let filter = Rule::parse(Table::Filter, "-m conntrack --ctstate NEW -j CF");
+        assert_eq!(filter, Err(Unreadable("--ctstate".into())));
+    }
+
+    #[test]
+    fn words_are_split_as_iptables_restore_splits_them() {
+        assert_eq!(
+            words(r#"a  "b c"	"\"d\\" e"f g"h """#),
+            ["a", "b c", "\"d\\", "ef gh", ""]
+        );
+    }
+
+    #[test]
+    fn what_is_spelled_is_read_back() {
+        for text in [
+            " -s 192.0.2.0/24 -d 10.0.0.0/8 -i eth+ -p tcp -m multiport --dports 80,443,1000:2000 -m addrtype --dst-type LOCAL -j CF",
+            " -p udp -m udp --dport 53:54 -g CF/0",
+            " -p tcp -m statistic --mode nth --every 3 --packet 2 -j DNAT --to-destination [fd00::1]:80",
+            " -p tcp -m statistic --mode random --probability 0.29999999981 -j DNAT --to-destination fd00::1",
+        ] {
+            assert_eq!(nat(text).to_string(), text);
+        }
+        assert_eq!(
+            nat("-p dccp -m dccp --dport 9 -j CF").to_string(),
+            " -p 33 -m dccp --dport 9 -j CF"
+        );
+    }
+}

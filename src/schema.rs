@@ -1,0 +1,24 @@
+//! The JSON Schemas, from the types that requests are read into and results
+//! are written from.
+
+use crate::report::Report;
+use crate::request::wire::Wire;
+
+/// Which schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// What may be asked.
+    Request,
+    /// What is answered.
+    Result,
+}
+
+/// The schema as indented JSON.
+#[must_use]
+pub fn text(kind: Kind) -> String {
+    let schema = match kind {
+        Kind::Request => schemars::schema_for!(Wire),
+        Kind::Result => schemars::schema_for!(Report),
+    };
+    serde_json::to_string_pretty(&schema).unwrap_or_default()
+}

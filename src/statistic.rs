@@ -1,0 +1,234 @@
+//! What `-m statistic` can say, in the kernel's own unit.
+//!
+//! A chance is a whole number of 2^-31 (`xt_statistic.h`), so equality of
+//! chances is equality of numbers. `iptables-save` prints `%.11f` of it, which
+//! reads back as the same number.
+
+use std::fmt;
+
+/// A chance in units of 2^-31, from never (0) to always (2^31).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Probability(u32);
+
+impl Probability {
+    /// The number of units that make certainty.
+    pub const ONE: u32 = 1 << 31;
+
+    /// That many units; more than [`Self::ONE`] is certainty.
+    #[must_use]
+    pub fn from_units(units: u32) -> Self {
+        Self(units.min(Self::ONE))
+    }
+
+    /// The number of units.
+    #[must_use]
+    pub fn units(self) -> u32 {
+        self.0
+    }
+
+    /// The rest to certainty, which is what `! --probability` matches.
+    #[must_use]
+    pub fn complement(self) -> Self {
+        Self(Self::ONE - self.0)
+    }
+
+    /// Reads a decimal fraction from 0 to 1 and rounds it to the nearest unit,
+    /// as iptables does. More than 20 decimals are cut off.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        const DECIMALS: usize = 20;
+        let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+        let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits(whole)
+            || !digits(fraction)
+            || whole.len() + fraction.len() == 0
+            || whole.len() > 2
+        {
+            return None;
+        }
+        let fraction: String = fraction
+            .chars()
+            .chain("0".repeat(DECIMALS).chars())
+            .take(DECIMALS)
+            .collect();
+        let scale = 10_u128.pow(u32::try_from(DECIMALS).ok()?);
+        let scaled = whole.parse::<u128>().unwrap_or(0) * scale + fraction.parse::<u128>().ok()?;
+        let units = (scaled * u128::from(Self::ONE) + scale / 2) / scale;
+        u32::try_from(units)
+            .ok()
+            .filter(|units| *units <= Self::ONE)
+            .map(Self)
+    }
+}
+
+impl fmt::Display for Probability {
+    /// `%.11f` as the C library prints it: exact, halves to the even digit.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SCALE: u64 = 100_000_000_000;
+        let scaled = u128::from(self.0) * u128::from(SCALE);
+        let (mut digits, rest) = (scaled >> 31, scaled & u128::from(Self::ONE - 1));
+        let half = u128::from(Self::ONE / 2);
+        if rest > half || (rest == half && digits % 2 == 1) {
+            digits += 1;
+        }
+        let scale = u128::from(SCALE);
+        write!(out, "{}.{:011}", digits / scale, digits % scale)
+    }
+}
+
+/// Which of the connections that reach a rule it takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Statistic {
+    /// All of them: a rule without `-m statistic`.
+    Always,
+    /// One in `every`, first the one after `packet` others.
+    Nth {
+        /// 1 to 2^32 - 1.
+        every: u32,
+        /// 0 to `every - 1`.
+        packet: u32,
+    },
+    /// Each with this chance.
+    Random(Probability),
+}
+
+impl Statistic {
+    /// The same choice in its simplest form: every first one is all of them.
+    #[must_use]
+    pub fn simplest(self) -> Self {
+        match self {
+            Self::Nth { every: 1, .. } | Self::Random(Probability(Probability::ONE)) => {
+                Self::Always
+            }
+            other => other,
+        }
+    }
+}
+
+/// A part of all connections, in units of 2^-127, so that products over ten
+/// thousand rules are exact to far below what a double can show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share(u128);
+
+impl Share {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// Everything.
+    pub const ALL: Self = Self(1 << 127);
+
+    /// What a rule takes of this share, and what passes on to the next rule.
+    #[must_use]
+    pub fn split(self, statistic: Statistic) -> (Self, Self) {
+        let taken = match statistic {
+            Statistic::Always => self.0,
+            Statistic::Nth { every, .. } => self.0 / u128::from(every),
+            Statistic::Random(Probability(units)) => {
+                let units = u128::from(units);
+                (self.0 >> 31) * units + (((self.0 & ((1 << 31) - 1)) * units) >> 31)
+            }
+        };
+        (Self(taken), Self(self.0 - taken))
+    }
+
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    /// As a number from 0 to 1, for people and templates to read.
+    #[must_use]
+    #[allow(clippy::cast_precision_loss)]
+    pub fn as_f64(self) -> f64 {
+        self.0 as f64 / Self::ALL.0 as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn units(text: &str) -> Option<u32> {
+        Probability::parse(text).map(Probability::units)
+    }
+
+    #[test]
+    fn spelled_as_iptables_save_spells_it() {
+        for (typed, saved) in [
+            ("0.3", "0.29999999981"),
+            ("0.33", "0.33000000007"),
+            ("0.4286", "0.42860000022"),
+            ("0.75", "0.75000000000"),
+            ("1", "1.00000000000"),
+            ("0", "0.00000000000"),
+            (".5", "0.50000000000"),
+        ] {
+            assert_eq!(Probability::parse(typed).unwrap().to_string(), saved);
+        }
+    }
+
+    #[test]
+    fn a_half_in_the_last_digit_goes_to_the_even_one() {
+        // 2^11 units are 10^11 * 2^-20 of the last digit: .95367431640625 ends in a half at 2^-20.
+        assert_eq!(
+            Probability::from_units(1 << 11).to_string(),
+            "0.00000095367"
+        );
+        assert_eq!(
+            Probability::from_units(1 << 20).to_string(),
+            "0.00048828125"
+        );
+        assert_eq!(
+            Probability::from_units(1 << 19).to_string(),
+            "0.00024414062"
+        );
+        assert_eq!(
+            Probability::from_units(3 << 19).to_string(),
+            "0.00073242188"
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_fraction_is_not_read() {
+        for bad in [
+            "",
+            ".",
+            "-0.1",
+            "+0.1",
+            "1.1",
+            "2",
+            "0,5",
+            "1e-3",
+            "nan",
+            "0.5x",
+            " 0.5",
+            "99999999999999999999",
+        ] {
+            assert_eq!(units(bad), None, "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_chance_reads_back_as_itself(number in 0..=Probability::ONE) {
+            let probability = Probability::from_units(number);
+            prop_assert_eq!(Probability::parse(&probability.to_string()), Some(probability));
+        }
+
+        #[test]
+        fn spelling_agrees_with_correctly_rounded_decimals(number in 0..=Probability::ONE) {
+            // The quotient by a power of two is exact, and so is Rust's rounding of it.
+            let exact = f64::from(number) / f64::from(Probability::ONE);
+            prop_assert_eq!(Probability::from_units(number).to_string(), format!("{exact:.11}"));
+        }
+
+        #[test]
+        fn nothing_is_lost_or_made_by_splitting(number in 0..=Probability::ONE, every in 1..u32::MAX) {
+            for statistic in [Statistic::Random(Probability::from_units(number)), Statistic::Nth { every, packet: 0 }, Statistic::Always] {
+                let (taken, rest) = Share::ALL.split(statistic);
+                prop_assert_eq!(taken.and(rest), Share::ALL);
+            }
+        }
+    }
+}
