@@ -13,8 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
-use similar::{Algorithm, DiffOp, capture_diff_slices};
-
+use crate::align;
 use crate::change::{Action, Change};
 use crate::net::{Family, Protocol, Table};
 use crate::plan::{Part, Plan};
@@ -151,7 +150,8 @@ impl Steps {
         let mut counted = Counted::default();
         for (name, chain) in &found.chains {
             let new = wanted.get(name).map_or(&[][..], Vec::as_slice);
-            let pairs = pairs(&chain.rules, new, &key);
+            let keys = |rules: &[SavedRule]| rules.iter().map(&key).collect::<Vec<K>>();
+            let pairs = align::pairs(&keys(&chain.rules), &keys(new));
             let kept: HashSet<usize> = pairs.iter().map(|(old, _)| *old).collect();
             let going = chain
                 .rules
@@ -306,47 +306,4 @@ impl Counted {
             }
         }
     }
-}
-
-/// The places of a longest common subsequence: which old rule is which new one.
-///
-/// Rules that only one side has cannot be part of it and are left out first;
-/// that makes the usual case, in which nearly every rule has changed, fast.
-fn pairs<K: Eq + std::hash::Hash>(
-    old: &[SavedRule],
-    new: &[SavedRule],
-    key: impl Fn(&SavedRule) -> K,
-) -> Vec<(usize, usize)> {
-    let mut numbers: HashMap<K, usize> = HashMap::new();
-    for rule in old {
-        let next = numbers.len();
-        numbers.entry(key(rule)).or_insert(next);
-    }
-    let number =
-        |(at, rule): (usize, &SavedRule)| numbers.get(&key(rule)).map(|number| (*number, at));
-    let new: Vec<(usize, usize)> = new.iter().enumerate().filter_map(number).collect();
-    let common: HashSet<usize> = new.iter().map(|(number, _)| *number).collect();
-    let is_common = |(number, _): &(usize, usize)| common.contains(number);
-    let old: Vec<(usize, usize)> = old
-        .iter()
-        .enumerate()
-        .filter_map(number)
-        .filter(is_common)
-        .collect();
-    let (old_numbers, old_places): (Vec<_>, Vec<_>) = old.into_iter().unzip();
-    let (new_numbers, new_places): (Vec<_>, Vec<_>) = new.into_iter().unzip();
-    let mut pairs = Vec::new();
-    for op in capture_diff_slices(Algorithm::Myers, &old_numbers, &new_numbers) {
-        if let DiffOp::Equal {
-            old_index,
-            new_index,
-            len,
-        } = op
-        {
-            pairs.extend(
-                (0..len).map(|at| (old_places[old_index + at], new_places[new_index + at])),
-            );
-        }
-    }
-    pairs
 }

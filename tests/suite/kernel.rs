@@ -1,0 +1,431 @@
+//! Real iptables, both variants: from every state to every other.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::lab::{Namespace, PROGRAM, VARIANTS};
+use crate::model::Model;
+
+/// What others have, in every table that there is: Docker's way of writing,
+/// kube-proxy's, somebody's own, and things that look like ours.
+const OTHERS: &str = r#"*raw
+-A PREROUTING -d 203.0.113.7/32 -j NOTRACK
+COMMIT
+*mangle
+:CFENGINE-MARK - [0:0]
+-A PREROUTING -p tcp -m tcp --dport 5308 -j CFENGINE-MARK
+-A CFENGINE-MARK -j MARK --set-xmark 0x1/0xffffffff
+COMMIT
+*nat
+:DOCKER - [0:0]
+:KUBE-SVC-TCOU7JCQXEZGVUNU - [0:0]
+:CFENGINE2 - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A PREROUTING -m comment --comment "goes to -j CFENGINE, it's \"said\"" -j KUBE-SVC-TCOU7JCQXEZGVUNU
+-A PREROUTING -p tcp -m tcp --dport 5308 -j CFENGINE2
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80
+-A KUBE-SVC-TCOU7JCQXEZGVUNU -m comment --comment "default/web:http -> 10.1.0.4:80" -m statistic --mode random --probability 0.50000000000 -j RETURN
+-A CFENGINE2 -m recent --set --name cfe --mask 255.255.255.255 --rsource -j RETURN
+COMMIT
+*filter
+:INPUT DROP [0:0]
+:DOCKER-USER - [0:0]
+-A INPUT -i lo -j ACCEPT
+-A FORWARD -j DOCKER-USER
+-A DOCKER-USER -j RETURN
+COMMIT
+"#;
+
+fn others_for_ipv6() -> String {
+    let lines = OTHERS
+        .lines()
+        .filter(|line| !line.contains(".0.") && !line.contains("203.0.113"));
+    lines
+        .map(|line| {
+            line.replace("255.255.255.255", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff") + "\n"
+        })
+        .collect()
+}
+
+fn crowded(variant: &str) -> Namespace {
+    let namespace = Namespace::new("k");
+    namespace.restore(&format!("iptables-{variant}-restore"), OTHERS);
+    namespace.restore(&format!("ip6tables-{variant}-restore"), &others_for_ipv6());
+    namespace
+}
+
+/// The corners of what can be asked.
+fn states(variant: &str) -> Vec<Value> {
+    let states = [
+        json!({"destination_port": 5308, "backends": "10.9.0.1:5308,10.9.0.2:5308,10.9.0.3:5308,10.9.0.4:5308"}),
+        json!({"destination_port": 5308, "backends": "10.9.0.2:5308 weight=3,10.9.0.1:5308,10.9.0.4:5308 weight=0,fd09::1,[fd09::2]:81 weight=2"}),
+        json!({"destination_port": 5308, "mode": "random", "backends": "10.9.0.1:5308 weight=30,10.9.0.2:5308 weight=30,10.9.0.3:5308 weight=30,10.9.0.4:5308 weight=10"}),
+        json!({"destination_port": "5308,5309,6000:6010", "mode": "random", "jump": "insert", "backends": "10.9.0.4:5308,fd09::1,fd09::2,fd09::3"}),
+        json!({"destination_port": 53, "protocol": "udp", "destination": "198.51.100.1,198.51.100.128/25,2001:db8::/64", "backends": "10.9.0.1,10.9.0.2,fd09::1"}),
+        json!({"destination_port": "0:65535", "protocol": "sctp", "in_interface": "eth+", "jump": "insert", "destination": "local", "backends": "10.9.0.1:9"}),
+        json!({"destination_port": 5308, "protocol": "dccp", "source": "192.0.2.0/24", "backends": "10.9.0.1:5308,10.9.0.2"}),
+        json!({"destination_port": 5308, "backends": "[fd09::1]:5308"}),
+        json!({"state": "absent"}),
+    ];
+    let named = |mut state: Value| {
+        state["name"] = json!("CFENGINE");
+        state["variant"] = json!(variant);
+        state
+    };
+    states.into_iter().map(named).collect()
+}
+
+fn is_ours(line: &str) -> bool {
+    let mut words = line.split([' ', ':']);
+    let quoted = line.contains('"');
+    !quoted && words.any(|word| word == "CFENGINE" || word.starts_with("CFENGINE/"))
+}
+
+/// Ours without counters; the rules that lead in have no order among themselves.
+fn ours(dump: &str) -> (Vec<String>, Vec<String>) {
+    let lines = dump.lines().filter(|line| is_ours(line));
+    let (chain, mut leads): (Vec<_>, Vec<_>) = lines
+        .map(|line| {
+            line.rsplit_once("] ")
+                .map_or(line, |(_, rule)| rule)
+                .to_owned()
+        })
+        .partition(|line| !line.contains("-A PREROUTING"));
+    leads.sort_unstable();
+    (chain, leads)
+}
+
+fn foreign(dump: &str) -> Vec<&str> {
+    dump.lines().filter(|line| !is_ours(line)).collect()
+}
+
+#[test]
+fn from_every_state_to_every_other() {
+    std::thread::scope(|scope| {
+        for variant in VARIANTS {
+            scope.spawn(move || all_pairs(variant));
+        }
+    });
+}
+
+fn all_pairs(variant: &str) {
+    let states = states(variant);
+    let absent = states.last().unwrap();
+    let fresh: Vec<_> = states
+        .iter()
+        .map(|state| {
+            let namespace = crowded(variant);
+            namespace.apply(state);
+            ours(&namespace.dump(variant))
+        })
+        .collect();
+    let namespace = crowded(variant);
+    let untouched = namespace.dump(variant);
+    for from in &states {
+        for (to, expected) in states.iter().zip(&fresh) {
+            let context = format!("{variant}: from {from} to {to}");
+            namespace.apply(absent);
+            namespace.apply(from);
+            let foretold = namespace.ask(&with(to, "check", json!(true)));
+            let done = namespace.apply(&with(to, "diff", json!(true)));
+            assert_eq!(done["changes"], foretold["changes"], "{context}");
+            assert_eq!(done["distribution"], foretold["distribution"], "{context}");
+            let dump = namespace.dump(variant);
+            assert_eq!(&ours(&dump), expected, "{context}");
+            assert_eq!(foreign(&dump), foreign(&untouched), "{context}");
+
+            let again = namespace.apply(&with(to, "diff", json!(true)));
+            assert_eq!(
+                (&again["changed"], &again["changes"]),
+                (&json!(false), &json!([])),
+                "{context}"
+            );
+            assert_eq!(again["diff"]["before"], again["diff"]["after"], "{context}");
+            assert_eq!(namespace.dump(variant), dump, "{context}");
+            assert_spelled_as_saved(&done["diff"]["after"], &again["diff"]["before"], &context);
+        }
+    }
+}
+
+/// What is shown as coming is what is then read, to the letter; only DCCP is
+/// written by number. In chains of others the order is theirs.
+fn assert_spelled_as_saved(foretold: &Value, found: &Value, context: &str) {
+    let sorted = |text: &Value| {
+        let mut lines: Vec<_> = text
+            .as_str()
+            .unwrap()
+            .replace("-p 33 ", "-p dccp ")
+            .lines()
+            .map(str::to_owned)
+            .collect();
+        lines.sort_unstable();
+        lines
+    };
+    assert_eq!(sorted(foretold), sorted(found), "{context}");
+}
+
+fn with(request: &Value, name: &str, value: Value) -> Value {
+    let mut request = request.clone();
+    request[name] = value;
+    request
+}
+
+/// Real iptables and the model of it make the same of our transactions.
+#[test]
+fn the_model_is_like_the_kernel() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("m");
+        let mut model = Model::new(false);
+        let states: Vec<Value> = states(variant)
+            .into_iter()
+            .filter(|state| {
+                !state["backends"]
+                    .as_str()
+                    .is_some_and(|list| list.contains("fd09") || list.contains("dccp"))
+            })
+            .collect();
+        for state in states.iter().chain(states.iter().rev()) {
+            let dump = namespace.scratch().join("dump");
+            fs::write(
+                &dump,
+                namespace.run(&[&format!("iptables-{variant}-save"), "-c", "-t", "nat"]),
+            )
+            .unwrap();
+            let planned = namespace.feed(
+                &[PROGRAM, "plan", "-", "--current", dump.to_str().unwrap()],
+                &state.to_string(),
+            );
+            let text = String::from_utf8(planned.stdout).unwrap();
+            if text.is_empty() {
+                continue;
+            }
+            namespace.restore(&format!("iptables-{variant}-restore"), &text);
+            model
+                .restore(&text)
+                .unwrap_or_else(|why| panic!("{why}\n{text}"));
+            let real = namespace.run(&[&format!("iptables-{variant}-save"), "-c", "-t", "nat"]);
+            assert_eq!(
+                rules_by_chain(&model.save()),
+                rules_by_chain(&real),
+                "{variant}: {text}"
+            );
+        }
+    }
+}
+
+fn rules_by_chain(dump: &str) -> BTreeMap<String, Vec<String>> {
+    let nat = dump
+        .split("*nat")
+        .nth(1)
+        .unwrap()
+        .split("COMMIT")
+        .next()
+        .unwrap();
+    let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for line in nat.lines().filter(|line| !line.is_empty()) {
+        match line.split_once(" -A ") {
+            Some((_, rule)) => chains
+                .entry(rule.split(' ').next().unwrap().to_owned())
+                .or_default()
+                .push(rule.to_owned()),
+            None => drop(
+                chains
+                    .entry(line[1..].split(' ').next().unwrap().to_owned())
+                    .or_default(),
+            ),
+        }
+    }
+    chains
+}
+
+/// Typed by hand in the form that the project grew from, it is adopted.
+#[test]
+fn rules_typed_by_hand_that_mean_the_same_count_as_right() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("h");
+        let iptables = format!("iptables-{variant}");
+        let run = |arguments: &str| {
+            let words: Vec<&str> = std::iter::once(iptables.as_str())
+                .chain(arguments.split(' '))
+                .collect();
+            namespace.run(&words);
+        };
+        run("-t nat -N CFENGINE");
+        for (every, server) in [(4, 1), (3, 2), (2, 3), (1, 4)] {
+            run(&format!(
+                "-t nat -A CFENGINE -p tcp -m conntrack --ctstate NEW -m statistic --mode nth --every {every} --packet 0 -j DNAT --to-destination 10.9.0.{server}:5308"
+            ));
+        }
+        run("-t nat -A PREROUTING -p tcp -m tcp --dport 5308 -j CFENGINE");
+        let hubs = json!({"name": "CFENGINE", "variant": variant, "destination_port": 5308, "backends": "10.9.0.1:5308,10.9.0.2:5308,10.9.0.3:5308,10.9.0.4:5308"});
+        let before = namespace.dump(variant);
+        let result = namespace.apply(&hubs);
+        assert_eq!(result["changed"], json!(false), "{variant}: {result}");
+        assert_eq!(namespace.dump(variant), before);
+
+        run("-t nat -F CFENGINE");
+        for (chance, server) in [("0.3000", 1), ("0.42857142857", 2), ("0.7500", 3)] {
+            run(&format!(
+                "-t nat -A CFENGINE -p tcp -m conntrack --ctstate NEW -m statistic --mode random --probability {chance} -j DNAT --to-destination 10.9.0.{server}:5308"
+            ));
+        }
+        run(
+            "-t nat -A CFENGINE -p tcp -m conntrack --ctstate NEW -j DNAT --to-destination 10.9.0.4:5308",
+        );
+        let random = json!({
+            "name": "CFENGINE", "variant": variant, "destination_port": 5308, "mode": "random",
+            "backends": "10.9.0.1:5308 weight=30,10.9.0.2:5308 weight=30,10.9.0.3:5308 weight=30,10.9.0.4:5308 weight=10",
+        });
+        assert_eq!(
+            namespace.apply(&random)["changed"],
+            json!(false),
+            "{variant}"
+        );
+    }
+}
+
+/// What drifts is mended, and only that.
+#[test]
+fn drift_is_mended_rule_by_rule() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("d");
+        let hubs = json!({"name": "W", "variant": variant, "destination_port": 80, "backends": "10.9.0.1,10.9.0.2,10.9.0.3,10.9.0.4"});
+        namespace.apply(&hubs);
+        let right = namespace.dump(variant);
+        let nat = |arguments: &str| {
+            let words: Vec<&str> = arguments.split(' ').collect();
+            namespace.run(
+                &[
+                    &[format!("iptables-{variant}").as_str(), "-t", "nat"],
+                    words.as_slice(),
+                ]
+                .concat(),
+            );
+        };
+        let actions = || {
+            let changes = namespace.apply(&hubs)["changes"].clone();
+            let actions: Vec<String> = changes
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|change| change["action"].as_str().unwrap().to_owned())
+                .collect();
+            assert_eq!(namespace.dump(variant), right, "{variant}");
+            actions
+        };
+        nat("-D W 2");
+        assert_eq!(actions(), ["insert_rule"]);
+        nat("-I W 1 -s 192.0.2.7 -j RETURN");
+        assert_eq!(actions(), ["delete_rule"]);
+        nat(
+            "-R W 3 -p tcp -m statistic --mode nth --every 4 --packet 0 -j DNAT --to-destination 10.9.0.3",
+        );
+        assert_eq!(actions(), ["replace_rule"]);
+        nat("-D W 4");
+        assert_eq!(actions(), ["append_rule"]);
+        nat("-A PREROUTING -p tcp -m tcp --dport 81 -j W");
+        assert_eq!(actions(), ["delete_rule"]);
+        nat("-A PREROUTING -p tcp -m multiport --dports 80 -j W");
+        assert_eq!(actions(), ["delete_rule"]);
+        nat("-D PREROUTING -p tcp -m tcp --dport 80 -j W");
+        assert_eq!(actions(), ["append_rule"]);
+        nat("-N W/left");
+        nat("-A W/left -j RETURN");
+        assert_eq!(actions(), ["delete_chain"]);
+        nat("-F W");
+        assert_eq!(actions(), ["append_rule"; 4]);
+    }
+}
+
+/// A rule that is replaced for the same backend keeps what it counted.
+#[test]
+fn counters_are_carried_over() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("c");
+        let hubs = |backends: &str| json!({"name": "W", "variant": variant, "destination_port": 80, "backends": backends});
+        namespace.apply(&hubs("10.9.0.1,10.9.0.2"));
+        let counted = "*nat\n-R W 1 -c 11 660 -p tcp -m statistic --mode nth --every 2 --packet 0 -j DNAT --to-destination 10.9.0.1\n-R W 2 -c 12 720 -p tcp -j DNAT --to-destination 10.9.0.2\nCOMMIT\n";
+        namespace.restore(&format!("iptables-{variant}-restore"), counted);
+        let result = namespace.apply(&hubs("10.9.0.2,10.9.0.3,10.9.0.1"));
+        let dump = namespace.dump(variant);
+        for line in [
+            "[12:720] -A W -p tcp -m statistic --mode nth --every 3 --packet 0 -j DNAT --to-destination 10.9.0.2",
+            "[0:0] -A W -p tcp -m statistic --mode nth --every 2 --packet 0 -j DNAT --to-destination 10.9.0.3",
+            "[11:660] -A W -p tcp -j DNAT --to-destination 10.9.0.1",
+        ] {
+            assert!(dump.contains(line), "{variant}: {line}\n{dump}\n{result}");
+        }
+    }
+}
+
+#[test]
+fn a_mix_of_variants_is_warned_of_and_legacy_is_not_loaded_for_it() {
+    let warned = |namespace: &Namespace, variant: &str| {
+        let request = json!({"name": "W", "variant": variant, "destination_port": 80, "backends": "10.9.0.1", "check": true});
+        namespace.apply(&request)["warnings"].to_string()
+    };
+    let tables = |namespace: &Namespace| {
+        namespace.run(&[
+            "cat",
+            "/proc/net/ip_tables_names",
+            "/proc/net/ip6_tables_names",
+        ])
+    };
+    let legacy = Namespace::new("l");
+    assert_eq!(warned(&legacy, "legacy"), "[]");
+    assert_eq!(
+        (warned(&legacy, "nft"), tables(&legacy)),
+        ("[]".into(), String::new())
+    );
+    legacy.restore(
+        "iptables-legacy-restore",
+        "*filter\n-A FORWARD -j ACCEPT\nCOMMIT\n",
+    );
+    assert!(warned(&legacy, "nft").contains("there are rules of iptables-legacy too"));
+    legacy.run(&["iptables-legacy", "-F"]);
+    assert_eq!(
+        warned(&legacy, "nft"),
+        "[]",
+        "tables without rules do nothing"
+    );
+
+    let nft = Namespace::new("n");
+    nft.restore("ip6tables-nft-restore", "*filter\n:X - [0:0]\nCOMMIT\n");
+    assert_eq!(
+        warned(&nft, "legacy"),
+        "[]",
+        "chains without rules do nothing"
+    );
+    nft.restore(
+        "ip6tables-nft-restore",
+        "*filter\n-A FORWARD -j ACCEPT\nCOMMIT\n",
+    );
+    assert!(warned(&nft, "legacy").contains("there are rules of iptables-nft too"));
+    nft.run(&["nft", "add", "table", "inet", "mine"]);
+    nft.run(&["ip6tables-nft", "-F"]);
+    assert_eq!(warned(&nft, "legacy"), "[]");
+}
+
+/// A table that `nft` made reads as incomprehensible, not as empty.
+#[test]
+fn a_table_that_iptables_cannot_show_is_refused() {
+    let namespace = Namespace::new("i");
+    let rules = "table ip nat { chain PREROUTING { type nat hook prerouting priority -100; tcp dport { 80, 81 } dnat to numgen inc mod 2 map { 0 : 10.9.0.1, 1 : 10.9.0.2 }; }; }";
+    namespace.run(&["nft", rules]);
+    let result = namespace.ask(
+        &json!({"name": "W", "variant": "nft", "destination_port": 80, "backends": "10.9.0.1"}),
+    );
+    assert_eq!(result["failed"], json!(true), "{result}");
+    assert!(
+        result["msg"]
+            .as_str()
+            .unwrap()
+            .contains("has rules that `nft` made"),
+        "{result}"
+    );
+}

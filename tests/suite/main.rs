@@ -1,0 +1,18 @@
+//! Everything that is tried from outside: the program as it is built, real
+//! iptables, real connections, and a model of iptables for what those are too
+//! slow for. It needs root, or the user namespace that `tests/run.sh` makes.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_precision_loss,
+    clippy::print_stdout
+)]
+#![allow(missing_docs)]
+
+mod connections;
+mod fake;
+mod kernel;
+mod lab;
+mod model;
+mod property;

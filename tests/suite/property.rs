@@ -1,0 +1,291 @@
+//! Any dump, any request: on the model of iptables it converges in one run,
+//! leaves everything of others as it was, and the second run does nothing.
+
+use std::collections::BTreeMap;
+
+use iptables_balance::converge::{Outcome, Run, converge};
+use iptables_balance::net::Family;
+use iptables_balance::request::Request;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::fake::{Fake, Fault};
+use crate::model::{Connection, Model};
+
+fn request(value: &Value) -> Request {
+    Request::from_json(value.as_object().unwrap().clone()).unwrap()
+}
+
+fn run(host: &Fake, value: &Value, run: Run) -> Outcome {
+    converge(host, &request(value), run).unwrap()
+}
+
+/// The lines of a dump that are not the balancer's, without counters.
+fn foreign(dump: &str) -> Vec<String> {
+    let ours = |line: &&str| {
+        let mut words = line.split(' ');
+        words.any(|word| {
+            word == "W" || word.starts_with("W/") || word == ":W" || word.starts_with(":W/")
+        })
+    };
+    dump.lines()
+        .filter(|line| !ours(line))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn backends() -> impl Strategy<Value = Vec<Value>> {
+    let ipv4 = (1..9_u8, prop::option::of(1..3_u16), 0..6_u32)
+        .prop_map(|(host, port, weight)| (format!("10.9.0.{host}"), port, weight));
+    let ipv6 = (1..5_u8, prop::option::of(1..3_u16), 0..6_u32)
+        .prop_map(|(host, port, weight)| (format!("fd09::{host}"), port, weight));
+    prop::collection::vec(prop_oneof![3 => ipv4, 1 => ipv6], 1..9).prop_map(|mut list| {
+        list.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+        list.dedup_by(|a, b| (&a.0, a.1) == (&b.0, b.1));
+        let entry = |(address, port, weight): (String, Option<u16>, u32)| json!({"address": address, "port": port, "weight": weight});
+        list.into_iter().map(entry).collect()
+    })
+}
+
+/// Requests that the program accepts; families without a weight are not made.
+fn requests() -> impl Strategy<Value = Value> {
+    let ports = prop_oneof![
+        Just(json!(80)),
+        Just(json!("80,443")),
+        Just(json!("1000:2000")),
+        Just(json!("0:65535"))
+    ];
+    let attributes = (
+        backends(),
+        prop::sample::select(vec!["nth", "random"]),
+        prop::sample::select(vec!["tcp", "udp", "sctp", "dccp"]),
+        ports,
+        prop::sample::select(vec!["append", "insert"]),
+        prop::option::of(prop::sample::select(vec!["eth0", "wan+"])),
+        any::<bool>(),
+    );
+    let present = attributes.prop_filter_map("a family has no weight", |(backends, mode, protocol, port, jump, interface, local)| {
+        let value = json!({
+            "name": "W", "backends": backends, "mode": mode, "protocol": protocol, "destination_port": port, "jump": jump,
+            "in_interface": interface, "destination": local.then_some("local"),
+        });
+        Request::from_json(value.as_object().unwrap().clone()).is_ok().then_some(value)
+    });
+    prop_oneof![9 => present, 1 => Just(json!({"name": "W", "state": "absent"}))]
+}
+
+/// Rules of others, some of which look like ours, and some in our chain that
+/// we did not write.
+fn clutter() -> impl Strategy<Value = Vec<&'static str>> {
+    prop::collection::vec(
+        prop::sample::select(vec![
+            "-A PREROUTING -p tcp -m tcp --dport 80 -j DOCKER",
+            "-A PREROUTING -m comment --comment \"to -j W\" -j DOCKER",
+            "-A PREROUTING -m comment --comment \"it's \\\"W\\\"\" -j ACCEPT",
+            "-I PREROUTING -p udp -m udp --dport 53 -j WX",
+            "-A PREROUTING -p tcp -m tcp --dport 80 -j W",
+            "-A PREROUTING -p tcp --dport 80 -j W",
+            "-A PREROUTING -p 6 -m multiport --dports 80 -m comment --comment mine -j W",
+            "-I PREROUTING -p tcp -m multiport --dports 443,80 -j W",
+            "-A PREROUTING -p tcp -j W",
+            "-A DOCKER -p tcp -g W/old",
+            "-A OUTPUT -j W",
+            "-A WX -j RETURN",
+            "-A W -j RETURN",
+            "-I W -p tcp -m conntrack --ctstate NEW -m statistic --mode nth --every 2 --packet 0 -j DNAT --to-destination 10.9.0.1",
+            "-A W -m statistic --mode random --probability 0.5 -j DNAT --to-destination 10.9.0.2",
+            "-A W -g W/old",
+            "-A W/old -j W/older",
+        ]),
+        0..10,
+    )
+}
+
+fn cluttered(ipv6: bool, lines: &[&str]) -> Model {
+    let mut model = Model::new(ipv6);
+    model
+        .restore(
+            "*nat\n:DOCKER - [0:0]\n:WX - [0:0]\nCOMMIT\n*filter\n-A FORWARD -j DROP\nCOMMIT\n",
+        )
+        .unwrap();
+    if !lines.is_empty() {
+        let usable = lines.iter().filter(|line| !ipv6 || !line.contains("10.9."));
+        let text: String = usable.map(|line| format!("{line}\n")).collect();
+        model
+            .restore(&format!(
+                "*nat\n:W - [0:0]\n:W/old - [0:0]\n:W/older - [0:0]\n{text}COMMIT\n"
+            ))
+            .unwrap();
+    }
+    model
+}
+
+/// The exact turns of a family, by following connections through the model.
+fn assert_exact(host: &Fake, value: &Value, family: Family) {
+    let list: Vec<&Value> = value["backends"].as_array().into_iter().flatten().collect();
+    let of_family = |backend: &&&Value| {
+        backend["address"].as_str().unwrap().contains(':') == (family == Family::Ipv6)
+    };
+    let pool: Vec<&&Value> = list.iter().filter(of_family).collect();
+    let sum: u64 = pool
+        .iter()
+        .filter_map(|backend| backend["weight"].as_u64())
+        .sum();
+    let mut turns: BTreeMap<String, u64> = BTreeMap::new();
+    let connection = Connection {
+        protocol: value["protocol"].as_str().unwrap(),
+        port: if value["destination_port"] == "1000:2000" {
+            1500
+        } else {
+            80
+        },
+    };
+    for _ in 0..sum {
+        let server = host
+            .model(family)
+            .lock()
+            .unwrap()
+            .connect(connection)
+            .expect("balanced");
+        *turns.entry(server).or_default() += 1;
+    }
+    for backend in pool {
+        let address = backend["address"].as_str().unwrap();
+        let server = match (backend["port"].as_u64(), family) {
+            (None, _) => address.to_owned(),
+            (Some(port), Family::Ipv4) => format!("{address}:{port}"),
+            (Some(port), Family::Ipv6) => format!("[{address}]:{port}"),
+        };
+        assert_eq!(
+            turns.get(&server).copied().unwrap_or(0),
+            backend["weight"].as_u64().unwrap(),
+            "{server} of {value}"
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_dump_and_any_request_converge_in_one_run(first in requests(), second in requests(), clutter in clutter()) {
+        let host = Fake::new(cluttered(false, &clutter), cluttered(true, &clutter));
+        prop_assert_eq!(run(&host, &first, Run::Apply).failure, None);
+        let others = foreign(&host.dump());
+
+        let foretold = run(&host, &second, Run::Check);
+        let done = run(&host, &second, Run::Apply);
+        prop_assert_eq!(done.failure, None);
+        prop_assert_eq!(&foretold.changes, &done.changes);
+        prop_assert_eq!(&foreign(&host.dump()), &others);
+
+        let restores = *host.restores.lock().unwrap();
+        let again = run(&host, &second, Run::Apply);
+        prop_assert_eq!(again.changes, vec![]);
+        prop_assert_eq!(*host.restores.lock().unwrap(), restores);
+
+        // What was foretold is what is found.
+        let texts = |state: &iptables_balance::converge::State| {
+            let owned = state.values().flat_map(|ruleset| ruleset.tables.values());
+            owned.map(|owned| (owned.chains.clone(), owned.leads.iter().map(|lead| lead.rule.shown()).collect::<Vec<_>>())).map(|(chains, leads)| {
+                let chains: Vec<_> = chains.into_iter().map(|(name, chain)| (name, chain.rules.iter().filter_map(|rule| rule.meaning.clone()).collect::<Vec<_>>())).collect();
+                (chains, leads.len())
+            }).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(texts(&foretold.after), texts(&again.before));
+        if second["state"] == "absent" {
+            prop_assert!(!host.dump().contains(" W\n") && !host.dump().contains(":W "), "{}", host.dump());
+        }
+    }
+
+    #[test]
+    fn from_a_fresh_start_turns_are_exact(first in requests(), clutter in clutter()) {
+        prop_assume!(first["state"] != "absent");
+        let mut first = first;
+        first["mode"] = json!("nth");
+        first["in_interface"] = Value::Null;
+        let quiet: Vec<_> = clutter.into_iter().filter(|line| line.starts_with("-A W") || line.ends_with("-j W")).collect();
+        let host = Fake::new(cluttered(false, &quiet), cluttered(true, &quiet));
+        prop_assert_eq!(run(&host, &first, Run::Apply).failure, None);
+        for family in Family::BOTH {
+            if first["backends"].as_array().unwrap().iter().any(|backend| backend["address"].as_str().unwrap().contains(':') == (family == Family::Ipv6)) {
+                assert_exact(&host, &first, family);
+            }
+        }
+    }
+
+    /// Each restore in turn refused, not done, done but denied, and spoiled.
+    #[test]
+    fn what_fails_is_undone(first in requests(), second in requests(), clutter in clutter(), at in 0..2_usize,
+                            fault in prop::sample::select(vec![Fault::Refuse, Fault::Lie, Fault::Deny, Fault::Spoil])) {
+        let mut host = Fake::new(cluttered(false, &clutter), cluttered(true, &clutter));
+        run(&host, &first, Run::Apply);
+        for family in Family::BOTH {
+            let connection = Connection { protocol: "tcp", port: 80 };
+            (0..7).for_each(|_| drop(host.model(family).lock().unwrap().connect(connection)));
+        }
+        let before = host.dump();
+        *host.restores.lock().unwrap() = 0;
+        host.faults = vec![(at, fault)];
+        let outcome = run(&host, &second, Run::Apply);
+        if let Some(failure) = outcome.failure {
+            prop_assert!(failure.ends_with("; the host is as before"), "{failure}");
+            prop_assert_eq!(host.dump(), before);
+            prop_assert_eq!(outcome.changes, vec![]);
+        } else {
+            host.faults.clear();
+            prop_assert_eq!(run(&host, &second, Run::Apply).changes, vec![]);
+        }
+    }
+}
+
+#[test]
+fn where_undoing_fails_too_it_says_what_is_left() {
+    let both = |last: u8| json!({"name": "W", "destination_port": 80, "backends": [format!("10.9.0.{last}"), format!("fd09::{last}")]});
+    let mut host = Fake::new(Model::new(false), Model::new(true));
+    host.faults = vec![(1, Fault::Refuse), (2, Fault::Refuse)];
+    let outcome = run(&host, &both(1), Run::Apply);
+    assert_eq!(
+        outcome.failure.unwrap(),
+        "refused; undoing it failed too (refused), which leaves this to be done: ipv4 nat delete_rule PREROUTING `-p tcp -m tcp --dport 80 -j W`, ipv4 nat delete_chain W"
+    );
+    assert!(!outcome.changes.is_empty());
+}
+
+/// The first of two jumps that mean the same stays where it is; rules that are
+/// right keep their counters and their place in the turns.
+#[test]
+fn what_is_right_is_not_touched() {
+    let mut model = Model::new(false);
+    model
+        .restore(
+            "*nat\n:W - [0:0]\n-A PREROUTING -p udp -j ACCEPT\n-A PREROUTING -p tcp -m multiport --dports 80 -m comment --comment \"by hand\" -j W\n\
+             -A PREROUTING -j ACCEPT\n-A W -c 7 420 -p tcp -m conntrack --ctstate NEW -m statistic --mode nth --every 2 --packet 0 -j DNAT --to-destination 10.9.0.1\n\
+             -A W -c 6 360 -m conntrack --ctstate NEW -m statistic --mode nth --every 1 --packet 0 -j DNAT --to-destination 10.9.0.2\nCOMMIT\n",
+        )
+        .unwrap();
+    let host = Fake::new(model.clone(), Model::new(true));
+    let two = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1,10.9.0.2"});
+    assert_eq!(run(&host, &two, Run::Apply).changes, []);
+    assert_eq!(*host.ipv4.lock().unwrap(), model);
+
+    // A third server: the other two rules stay as they are, or keep their counters.
+    let three =
+        json!({"name": "W", "destination_port": 80, "backends": "10.9.0.3,10.9.0.1,10.9.0.2"});
+    let changes = run(&host, &three, Run::Apply).changes;
+    assert_eq!(changes.len(), 1, "{changes:?}");
+    let dump = host.dump();
+    assert!(
+        dump.contains("[7:420] -A W -p tcp -m conntrack")
+            && dump.contains("[6:360] -A W -m conntrack"),
+        "{dump}"
+    );
+
+    let weights = json!({"name": "W", "destination_port": 80, "mode": "random", "backends": "10.9.0.3,10.9.0.1,10.9.0.2"});
+    run(&host, &weights, Run::Apply);
+    let dump = host.dump();
+    assert!(
+        dump.contains("[7:420] -A W -p tcp -m statistic --mode random --probability 0.5"),
+        "{dump}"
+    );
+}
