@@ -31,7 +31,7 @@ pub fn run(
             arguments.display()
         )),
     };
-    crate::json::write_line(&report, out)?;
+    report.write_json(out)?;
     Ok(u8::from(report.failed))
 }
 

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal, Read, Write};
 
 use lexopt::{Arg, Parser, ValueExt};
 
+use crate::asked::Asked;
 use crate::converge::Run;
 use crate::diff;
 use crate::net::Family;
@@ -229,7 +230,7 @@ fn read(file: &OsString) -> Result<Vec<u8>, Misused> {
 /// A request from a file. The names that plain JSON has beside a request are
 /// decided by the subcommand here.
 fn asked(file: &OsString) -> Result<Box<Request>, Misused> {
-    let asked = crate::json::Asked::parse(&read(file)?).map_err(Misused)?;
+    let asked = Asked::parse(&read(file)?).map_err(Misused)?;
     Ok(Box::new(asked.request))
 }
 

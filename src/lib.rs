@@ -22,13 +22,15 @@
 //! In reading order: [`net`] and [`statistic`] are the words that all use;
 //! [`request`], [`schedule`] and [`plan`] lead from what is asked to what
 //! should be; [`rule`] and [`ruleset`] from a dump to what is; [`diff`],
-//! [`change`] and [`restore`] from both to one transaction, by way of [`align`]; [`converge`] does
+//! [`change`] and [`restore`] from both to one transaction, by way of
+//! [`align`]; [`converge`] does
 //! it on a [`host`]; [`distribution`] and [`report`] say what came of it;
 //! [`ansible`], [`json`] and [`cli`] are the front ends, of which none knows
 //! another.
 
 pub mod align;
 pub mod ansible;
+pub mod asked;
 pub mod change;
 pub mod cli;
 pub mod converge;

@@ -2,6 +2,7 @@
 //! words it. Ansible and plain JSON send it as it is.
 
 use std::fmt::Write as _;
+use std::io;
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -141,6 +142,16 @@ impl Report {
             }),
             ..Self::unread(request, "")
         }
+    }
+
+    /// Writes it as one line of JSON.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write_json(&self, out: &mut impl io::Write) -> io::Result<()> {
+        serde_json::to_writer(&mut *out, self)?;
+        out.write_all(b"\n")?;
+        out.flush()
     }
 
     /// The same with the diff only if it was asked for.

@@ -2,8 +2,11 @@
 //! is true after checking. One conversion words every error; after it nobody
 //! checks again.
 
+mod backend;
 mod coerce;
 pub mod json;
+mod name;
+mod traffic;
 pub(crate) mod wire;
 
 use std::net::IpAddr;
@@ -12,11 +15,15 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::net::{Family, PortRange, Ports, Protocol};
+use crate::net::{Family, Ports, Protocol};
 use crate::schedule;
+pub use backend::Backend;
+use backend::backends;
 pub use coerce::BadRequest;
 use coerce::{Place, boolean, choice, integer, list, text};
-use wire::{BackendWire, Wire};
+pub use name::Name;
+use traffic::{destination, interface, networks, ports};
+use wire::Wire;
 pub use wire::{Disconnect, Jump, Layout, Masquerade, Mode, State, VariantChoice, WhenEmpty};
 
 /// The largest weight: 2^31 - 1.
@@ -81,17 +88,6 @@ impl Balancer {
     }
 }
 
-/// One server.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backend {
-    /// Where connections are sent.
-    pub address: IpAddr,
-    /// To which port; `None` is the one that the connection came in on.
-    pub port: Option<u16>,
-    /// Its part, 0 to 2^31 - 1.
-    pub weight: u32,
-}
-
 /// To whom a connection must be addressed to be balanced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
@@ -102,111 +98,6 @@ pub enum Destination {
     /// To one of these networks.
     Networks(Vec<IpNet>),
 }
-
-/// The name of a balancer and of its chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name(String);
-
-impl Name {
-    /// Longer names would leave no room for `NAME/...` in the 28 bytes of a chain.
-    const MOST: usize = 20;
-
-    /// # Errors
-    /// What is wrong with it, worded to follow the name in backticks.
-    pub fn new(text: &str) -> Result<Self, String> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-        if text.is_empty() || text.len() > Self::MOST || !text.bytes().all(allowed) {
-            return Err(format!("is not 1 to {} of A-Z a-z 0-9 _ . -", Self::MOST));
-        }
-        if text.starts_with('-') {
-            return Err("begins with `-`, which iptables takes for an option".into());
-        }
-        if RESERVED.contains(&text) {
-            return Err("is a built-in chain or a target of iptables; take another name".into());
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// The main chain's name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether a chain belongs to this balancer: `NAME` or `NAME/...`.
-    #[must_use]
-    pub fn owns(&self, chain: &str) -> bool {
-        chain
-            .strip_prefix(self.as_str())
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    }
-}
-
-/// The built-in chains, and the targets whose names iptables refuses for a
-/// chain (iptables 1.8.9, `iptables-extensions(8)`).
-const RESERVED: [&str; 61] = [
-    "PREROUTING",
-    "INPUT",
-    "FORWARD",
-    "OUTPUT",
-    "POSTROUTING",
-    "ACCEPT",
-    "DROP",
-    "QUEUE",
-    "RETURN",
-    "AUDIT",
-    "CHECKSUM",
-    "CLASSIFY",
-    "CLUSTERIP",
-    "CONNMARK",
-    "CONNSECMARK",
-    "CT",
-    "DNAT",
-    "DNPT",
-    "DSCP",
-    "ECN",
-    "HL",
-    "HMARK",
-    "IDLETIMER",
-    "LED",
-    "LOG",
-    "MARK",
-    "MASQUERADE",
-    "NETMAP",
-    "NFLOG",
-    "NFQUEUE",
-    "NOTRACK",
-    "RATEEST",
-    "REDIRECT",
-    "REJECT",
-    "SAME",
-    "SECMARK",
-    "SET",
-    "SNAT",
-    "SNPT",
-    "SYNPROXY",
-    "TCPMSS",
-    "TCPOPTSTRIP",
-    "TEE",
-    "TOS",
-    "TPROXY",
-    "TRACE",
-    "TTL",
-    "ULOG",
-    "MIRROR",
-    "BALANCE",
-    "ROUTE",
-    "TARPIT",
-    "DELUDE",
-    "CHAOS",
-    "ECHO",
-    "IPMARK",
-    "LOGMARK",
-    "RAWDNAT",
-    "RAWSNAT",
-    "SYSRQ",
-    "ACCOUNT",
-];
 
 impl Request {
     /// Checks what arrived.
@@ -580,230 +471,6 @@ impl Balancer {
         let mut pool = self.backends.iter().enumerate().filter(of_family);
         pool.nth(at).unwrap_or((0, &self.backends[0]))
     }
-}
-
-fn backends(place: &Place) -> Result<Vec<Backend>, BadRequest> {
-    let mut found: Vec<Backend> = Vec::new();
-    let mut places = std::collections::HashMap::new();
-    for item in list(place)? {
-        let backend = backend(&item)?;
-        if let Some(earlier) = places.insert((backend.address, backend.port), item.path.clone()) {
-            return Err(item.bad(format!("is the same address and port as {earlier}; list it once, with the sum of the weights")));
-        }
-        found.push(backend);
-    }
-    Ok(found)
-}
-
-fn backend(place: &Place) -> Result<Backend, BadRequest> {
-    match &place.value {
-        Value::Object(object) => backend_from_object(place, object.clone()),
-        Value::String(_) => backend_from_text(place),
-        _ => Err(place.refuse(
-            "is neither an object {address, port, weight} nor a string HOST[:PORT] [weight=N]",
-        )),
-    }
-}
-
-fn backend_from_object(place: &Place, object: json::Object) -> Result<Backend, BadRequest> {
-    let wire: BackendWire = shaped(&place.path, object)?;
-    let inner = |name: &str, value| given(&format!("{}.{name}", place.path), value);
-    let address = inner("address", &wire.address)
-        .ok_or_else(|| BadRequest::new(format!("{}.address", place.path), "is missing"))?;
-    Ok(Backend {
-        address: host(&address, &text(&address)?)?,
-        port: inner("port", &wire.port)
-            .map(|port| backend_port(&port))
-            .transpose()?,
-        weight: inner("weight", &wire.weight)
-            .map_or(Ok(1), |weight| integer(&weight, 0..=WEIGHT_MAX))?,
-    })
-}
-
-/// `HOST[:PORT] [weight=N]`
-fn backend_from_text(place: &Place) -> Result<Backend, BadRequest> {
-    let line = text(place)?;
-    let mut words = line.split_whitespace();
-    let first = words.next().unwrap_or_default();
-    let (address, port) = split_host_port(first);
-    let part = |name: &str, value: &str| Place::new(format!("{}.{name}", place.path), value.into());
-    let mut weight = None;
-    for word in words {
-        let value = word.strip_prefix("weight=").filter(|_| weight.is_none());
-        let value =
-            value.ok_or_else(|| place.refuse("is not of the form HOST[:PORT] [weight=N]"))?;
-        weight = Some(integer(&part("weight", value), 0..=WEIGHT_MAX)?);
-    }
-    Ok(Backend {
-        address: host(&part("address", address), address)?,
-        port: port
-            .map(|port| backend_port(&part("port", port)))
-            .transpose()?,
-        weight: weight.unwrap_or(1),
-    })
-}
-
-/// The host and, if one is there, the port. A bare IPv6 address has none.
-fn split_host_port(text: &str) -> (&str, Option<&str>) {
-    if let Some((host, rest)) = text
-        .strip_prefix('[')
-        .and_then(|inner| inner.split_once(']'))
-    {
-        return match rest.strip_prefix(':') {
-            Some(port) => (host, Some(port)),
-            None if rest.is_empty() => (host, None),
-            None => (text, None),
-        };
-    }
-    match text.split_once(':') {
-        Some((host, port)) if !port.contains(':') => (host, Some(port)),
-        _ => (text, None),
-    }
-}
-
-fn backend_port(place: &Place) -> Result<u16, BadRequest> {
-    let port = integer(place, 1..=u32::from(u16::MAX))?;
-    u16::try_from(port).map_err(|_| place.refuse("is not a port"))
-}
-
-fn host(place: &Place, text: &str) -> Result<IpAddr, BadRequest> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return match unusable(address) {
-            Some(reason) => Err(place.refuse(reason)),
-            None => Ok(address),
-        };
-    }
-    if split_host_port(text).1.is_some() {
-        return Err(place.refuse("has a port in it; give that as `port`"));
-    }
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-            && !label.starts_with('-')
-    };
-    let is_name = text.len() <= 253
-        && text.trim_end_matches('.').split('.').all(label)
-        && !text
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || byte == b'.');
-    match is_name {
-        true => Err(place.refuse(
-            "is a hostname, which is not available yet in this version; give an IP address",
-        )),
-        false => Err(place.refuse("is neither an IP address nor a hostname")),
-    }
-}
-
-/// Why nothing can be sent to an address, if so.
-fn unusable(address: IpAddr) -> Option<&'static str> {
-    match address {
-        _ if address.is_unspecified() => {
-            Some("is the unspecified address, to which nothing can be sent")
-        }
-        _ if address.is_multicast() => Some("is a multicast address, not a server's"),
-        IpAddr::V4(v4) if v4.is_broadcast() => Some("is the broadcast address, not a server's"),
-        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
-            Some("is an IPv4 address in IPv6 form; write it as IPv4")
-        }
-        _ => None,
-    }
-}
-
-fn ports(place: &Place) -> Result<Ports, BadRequest> {
-    const MOST: usize = 15;
-    let items = list(place)?;
-    if items.is_empty() {
-        return Err(place.bad("is empty; \"0:65535\" is every port"));
-    }
-    if items.len() > MOST {
-        return Err(place.bad(format!("has {} items, more than {MOST}", items.len())));
-    }
-    let ranges: Result<Vec<_>, _> = items.iter().map(port_range).collect();
-    ranges.map(Ports::new)
-}
-
-fn port_range(place: &Place) -> Result<PortRange, BadRequest> {
-    let text = match &place.value {
-        Value::Number(_) => integer(place, 1..=u32::from(u16::MAX))?.to_string(),
-        _ => text(place)?,
-    };
-    let whole = text
-        .split_once('.')
-        .filter(|(_, zeros)| !zeros.is_empty() && zeros.bytes().all(|byte| byte == b'0'));
-    match PortRange::parse(whole.map_or(text.as_str(), |(digits, _)| digits)) {
-        Some(PortRange { first: 0, last: 0 }) | None => {
-            Err(place.refuse("is neither a port, 1 to 65535, nor a range a:b of ports, ascending"))
-        }
-        Some(range) => Ok(range),
-    }
-}
-
-fn destination(wire: &Wire) -> Result<Destination, BadRequest> {
-    match given("destination", &wire.destination) {
-        None => Ok(Destination::Any),
-        Some(place)
-            if place
-                .value
-                .as_str()
-                .is_some_and(|text| text.trim() == "local") =>
-        {
-            Ok(Destination::Local)
-        }
-        Some(_) => networks("destination", &wire.destination).map(Destination::Networks),
-    }
-}
-
-/// Networks without repetition, in the order given.
-fn networks(path: &str, value: &Option<Value>) -> Result<Vec<IpNet>, BadRequest> {
-    let Some(place) = given(path, value) else {
-        return Ok(Vec::new());
-    };
-    let mut found: Vec<IpNet> = Vec::new();
-    for item in list(&place)? {
-        let network = network(&item)?;
-        if !found.contains(&network) {
-            found.push(network);
-        }
-    }
-    match found.is_empty() {
-        true => Err(place.bad("is empty; leave the attribute out instead")),
-        false => Ok(found),
-    }
-}
-
-fn network(place: &Place) -> Result<IpNet, BadRequest> {
-    let text = text(place)?;
-    let network = text
-        .parse::<IpNet>()
-        .ok()
-        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-    let network = network.ok_or_else(|| match text.as_str() {
-        "local" => place.bad("`local` stands alone, not beside other addresses"),
-        _ => place.refuse("is not an IP address or network such as 192.0.2.0/24"),
-    })?;
-    Ok(network.trunc())
-}
-
-/// The name of an interface, in the characters that interfaces are named with
-/// in practice: the kernel allows more, but iptables' own syntax does not.
-fn interface(path: &str, value: &Option<Value>) -> Result<Option<String>, BadRequest> {
-    const MOST: usize = 15;
-    let Some(place) = given(path, value) else {
-        return Ok(None);
-    };
-    let name = text(&place)?;
-    let stem = name.strip_suffix('+').unwrap_or(&name);
-    let allowed =
-        |byte: u8| byte.is_ascii_alphanumeric() || b"_.:@=~".contains(&byte) || byte == b'-';
-    if stem.is_empty() {
-        return Err(place.refuse("is every interface; leave the attribute out instead"));
-    }
-    if name.len() > MOST || !stem.bytes().all(allowed) || stem.starts_with('-') {
-        return Err(place.refuse(format_args!("is not the name of an interface (up to {MOST} of A-Z a-z 0-9 _ . : @ = ~ -, and a trailing + for any ending)")));
-    }
-    Ok(Some(name))
 }
 
 #[cfg(test)]

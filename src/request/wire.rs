@@ -13,9 +13,9 @@ use serde_json::Value;
 pub(crate) struct Wire {
     /// The balancer's chain, 1 to 20 of `A-Z a-z 0-9 _ . -`. It owns the chains NAME and NAME/...,
     /// in every table, and the rules elsewhere that lead into them. Nothing else on the host is its own.
-    /// In CFEngine it is the promiser.
-    #[serde(default, alias = "chain")]
-    #[schemars(with = "String", required, regex(pattern = r"^[A-Za-z0-9_.][A-Za-z0-9_.-]{0,19}$"), extend("aliases" = ["chain"]))]
+    /// `chain` is another spelling; in CFEngine it is the promiser.
+    #[serde(alias = "chain")]
+    #[schemars(with = "String", regex(pattern = r"^[A-Za-z0-9_.][A-Za-z0-9_.-]{0,19}$"), extend("aliases" = ["chain"]))]
     pub name: Option<Value>,
 
     /// Whether there is such a balancer. `absent` needs the name alone and removes all that it owns.
@@ -54,6 +54,7 @@ pub(crate) struct Wire {
     pub in_interface: Option<Value>,
 
     /// One chain, or a tree of chains; `auto` takes the one with the fewest rules to visit.
+    /// `tree` is not available yet.
     #[schemars(with = "Option<Layout>", extend("default" = "auto"))]
     pub layout: Option<Value>,
 
@@ -62,40 +63,49 @@ pub(crate) struct Wire {
     pub jump: Option<Value>,
 
     /// Also connections that this host makes itself (OUTPUT).
+    /// Not available yet.
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub local_traffic: Option<Value>,
 
     /// So that replies come back through this host: for the balanced connections alone (`balanced`, or true),
     /// or for all that leaves `out_interface` (`all`).
+    /// Not available yet.
     #[schemars(with = "Option<MasqueradeForm>", extend("default" = "no"))]
     pub masquerade: Option<Value>,
 
     /// With `masquerade`: SNAT to this address instead of MASQUERADE; one, or one for each family.
+    /// Not available yet.
     #[schemars(with = "Option<OneOrList<std::net::IpAddr>>")]
     pub snat_address: Option<Value>,
 
     /// Restricts `masquerade` to what leaves by this interface; required with `all`.
+    /// Not available yet.
     #[schemars(with = "Option<String>")]
     pub out_interface: Option<Value>,
 
     /// Accept the balanced connections, both directions, in filter's FORWARD.
+    /// Not available yet.
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub forward: Option<Value>,
 
     /// Switch on forwarding for the families in use. When false and it is off: a warning.
+    /// Not available yet.
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub ip_forward: Option<Value>,
 
     /// What new connections get when no backend has a weight.
+    /// Such a pool is not available yet.
     #[schemars(with = "Option<WhenEmpty>", extend("default" = "reject"))]
     pub when_empty: Option<Value>,
 
     /// Whether connections to a backend that went away are ended.
+    /// Not available yet: none is ended, and `always` is refused.
     #[schemars(with = "Option<Disconnect>", extend("default" = "udp"))]
     pub disconnect: Option<Value>,
 
     /// Make it survive a reboot: true finds the distribution's own files; one path serves one family,
     /// with both in use it takes the mapping. With `absent`, the files named are cleaned too.
+    /// Not available yet.
     #[schemars(with = "Option<PersistForm>", extend("default" = false))]
     pub persist: Option<Value>,
 
@@ -113,8 +123,8 @@ pub(crate) struct Wire {
 #[serde(deny_unknown_fields)]
 pub(crate) struct BackendWire {
     /// IPv4, IPv6 or a hostname.
-    #[serde(default)]
-    #[schemars(with = "String", required)]
+    /// Hostnames are not available yet.
+    #[schemars(with = "String")]
     pub address: Option<Value>,
 
     /// The port it listens on; default is the port that the connection came in on.

@@ -10,9 +10,15 @@
 )]
 #![allow(missing_docs)]
 
+mod ansible;
+mod cli;
 mod connections;
+mod effects;
 mod fake;
+mod golden;
 mod kernel;
 mod lab;
 mod model;
 mod property;
+mod spec;
+mod tidy;

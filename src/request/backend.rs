@@ -1,0 +1,151 @@
+//! One server of the list, in each of its forms.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+use super::coerce::{BadRequest, Place, integer, list, text};
+use super::wire::BackendWire;
+use super::{WEIGHT_MAX, given, json, shaped};
+
+/// One server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Where connections are sent.
+    pub address: IpAddr,
+    /// To which port; `None` is the one that the connection came in on.
+    pub port: Option<u16>,
+    /// Its part, 0 to 2^31 - 1.
+    pub weight: u32,
+}
+
+/// The list, without repetition.
+pub(super) fn backends(place: &Place) -> Result<Vec<Backend>, BadRequest> {
+    let mut found: Vec<Backend> = Vec::new();
+    let mut places = HashMap::new();
+    for item in list(place)? {
+        let backend = backend(&item)?;
+        if let Some(earlier) = places.insert((backend.address, backend.port), item.path.clone()) {
+            return Err(item.bad(format!("is the same address and port as {earlier}; list it once, with the sum of the weights")));
+        }
+        found.push(backend);
+    }
+    Ok(found)
+}
+
+fn backend(place: &Place) -> Result<Backend, BadRequest> {
+    match &place.value {
+        Value::Object(object) => backend_from_object(place, object.clone()),
+        Value::String(_) => backend_from_text(place),
+        _ => Err(place.refuse(
+            "is neither an object {address, port, weight} nor a string HOST[:PORT] [weight=N]",
+        )),
+    }
+}
+
+fn backend_from_object(place: &Place, object: json::Object) -> Result<Backend, BadRequest> {
+    let wire: BackendWire = shaped(&place.path, object)?;
+    let inner = |name: &str, value| given(&format!("{}.{name}", place.path), value);
+    let address = inner("address", &wire.address)
+        .ok_or_else(|| BadRequest::new(format!("{}.address", place.path), "is missing"))?;
+    Ok(Backend {
+        address: host(&address, &text(&address)?)?,
+        port: inner("port", &wire.port)
+            .map(|port| backend_port(&port))
+            .transpose()?,
+        weight: inner("weight", &wire.weight)
+            .map_or(Ok(1), |weight| integer(&weight, 0..=WEIGHT_MAX))?,
+    })
+}
+
+/// `HOST[:PORT] [weight=N]`
+fn backend_from_text(place: &Place) -> Result<Backend, BadRequest> {
+    let line = text(place)?;
+    let mut words = line.split_whitespace();
+    let first = words.next().unwrap_or_default();
+    let (address, port) = split_host_port(first);
+    let part = |name: &str, value: &str| Place::new(format!("{}.{name}", place.path), value.into());
+    let mut weight = None;
+    for word in words {
+        let value = word.strip_prefix("weight=").filter(|_| weight.is_none());
+        let value =
+            value.ok_or_else(|| place.refuse("is not of the form HOST[:PORT] [weight=N]"))?;
+        weight = Some(integer(&part("weight", value), 0..=WEIGHT_MAX)?);
+    }
+    Ok(Backend {
+        address: host(&part("address", address), address)?,
+        port: port
+            .map(|port| backend_port(&part("port", port)))
+            .transpose()?,
+        weight: weight.unwrap_or(1),
+    })
+}
+
+/// The host and, if one is there, the port. A bare IPv6 address has none.
+fn split_host_port(text: &str) -> (&str, Option<&str>) {
+    if let Some((host, rest)) = text
+        .strip_prefix('[')
+        .and_then(|inner| inner.split_once(']'))
+    {
+        return match rest.strip_prefix(':') {
+            Some(port) => (host, Some(port)),
+            None if rest.is_empty() => (host, None),
+            None => (text, None),
+        };
+    }
+    match text.split_once(':') {
+        Some((host, port)) if !port.contains(':') => (host, Some(port)),
+        _ => (text, None),
+    }
+}
+
+fn backend_port(place: &Place) -> Result<u16, BadRequest> {
+    let port = integer(place, 1..=u32::from(u16::MAX))?;
+    u16::try_from(port).map_err(|_| place.refuse("is not a port"))
+}
+
+fn host(place: &Place, text: &str) -> Result<IpAddr, BadRequest> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return match unusable(address) {
+            Some(reason) => Err(place.refuse(reason)),
+            None => Ok(address),
+        };
+    }
+    if split_host_port(text).1.is_some() {
+        return Err(place.refuse("has a port in it; give that as `port`"));
+    }
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+            && !label.starts_with('-')
+    };
+    let is_name = text.len() <= 253
+        && text.trim_end_matches('.').split('.').all(label)
+        && !text
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.');
+    match is_name {
+        true => Err(place.refuse(
+            "is a hostname, which is not available yet in this version; give an IP address",
+        )),
+        false => Err(place.refuse("is neither an IP address nor a hostname")),
+    }
+}
+
+/// Why nothing can be sent to an address, if so.
+fn unusable(address: IpAddr) -> Option<&'static str> {
+    match address {
+        _ if address.is_unspecified() => {
+            Some("is the unspecified address, to which nothing can be sent")
+        }
+        _ if address.is_multicast() => Some("is a multicast address, not a server's"),
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("is the broadcast address, not a server's"),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+            Some("is an IPv4 address in IPv6 form; write it as IPv4")
+        }
+        _ => None,
+    }
+}

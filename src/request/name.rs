@@ -1,0 +1,53 @@
+//! What a balancer may be called.
+
+/// The name of a balancer and of its chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name(String);
+
+impl Name {
+    /// Longer names would leave no room for `NAME/...` in the 28 bytes of a chain.
+    const MOST: usize = 20;
+
+    /// # Errors
+    /// What is wrong with it, worded to follow the name in backticks.
+    pub fn new(text: &str) -> Result<Self, String> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+        if text.is_empty() || text.len() > Self::MOST || !text.bytes().all(allowed) {
+            return Err(format!("is not 1 to {} of A-Z a-z 0-9 _ . -", Self::MOST));
+        }
+        if text.starts_with('-') {
+            return Err("begins with `-`, which iptables takes for an option".into());
+        }
+        if RESERVED.contains(&text) {
+            return Err("is a built-in chain or a target of iptables; take another name".into());
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The main chain's name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether a chain belongs to this balancer: `NAME` or `NAME/...`.
+    #[must_use]
+    pub fn owns(&self, chain: &str) -> bool {
+        chain
+            .strip_prefix(self.as_str())
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+}
+
+/// The built-in chains, and the targets whose names iptables refuses for a
+/// chain (iptables 1.8.9, `iptables-extensions(8)`).
+#[rustfmt::skip]
+const RESERVED: [&str; 61] = [
+    "PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "ACCEPT", "DROP", "QUEUE",
+    "RETURN", "AUDIT", "CHECKSUM", "CLASSIFY", "CLUSTERIP", "CONNMARK", "CONNSECMARK", "CT",
+    "DNAT", "DNPT", "DSCP", "ECN", "HL", "HMARK", "IDLETIMER", "LED", "LOG", "MARK", "MASQUERADE",
+    "NETMAP", "NFLOG", "NFQUEUE", "NOTRACK", "RATEEST", "REDIRECT", "REJECT", "SAME", "SECMARK",
+    "SET", "SNAT", "SNPT", "SYNPROXY", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TPROXY", "TRACE",
+    "TTL", "ULOG", "MIRROR", "BALANCE", "ROUTE", "TARPIT", "DELUDE", "CHAOS", "ECHO", "IPMARK",
+    "LOGMARK", "RAWDNAT", "RAWSNAT", "SYSRQ", "ACCOUNT",
+];

@@ -1,0 +1,107 @@
+//! Which traffic is meant: ports, networks, interfaces.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde_json::Value;
+
+use super::coerce::{BadRequest, Place, integer, list, text};
+use super::wire::Wire;
+use super::{Destination, given};
+use crate::net::{PortRange, Ports};
+
+/// What is balanced.
+pub(super) fn ports(place: &Place) -> Result<Ports, BadRequest> {
+    const MOST: usize = 15;
+    let items = list(place)?;
+    if items.is_empty() {
+        return Err(place.bad("is empty; \"0:65535\" is every port"));
+    }
+    if items.len() > MOST {
+        return Err(place.bad(format!("has {} items, more than {MOST}", items.len())));
+    }
+    let ranges: Result<Vec<_>, _> = items.iter().map(port_range).collect();
+    ranges.map(Ports::new)
+}
+
+fn port_range(place: &Place) -> Result<PortRange, BadRequest> {
+    let text = match &place.value {
+        Value::Number(_) => integer(place, 1..=u32::from(u16::MAX))?.to_string(),
+        _ => text(place)?,
+    };
+    let whole = text
+        .split_once('.')
+        .filter(|(_, zeros)| !zeros.is_empty() && zeros.bytes().all(|byte| byte == b'0'));
+    match PortRange::parse(whole.map_or(text.as_str(), |(digits, _)| digits)) {
+        Some(PortRange { first: 0, last: 0 }) | None => {
+            Err(place.refuse("is neither a port, 1 to 65535, nor a range a:b of ports, ascending"))
+        }
+        Some(range) => Ok(range),
+    }
+}
+
+pub(super) fn destination(wire: &Wire) -> Result<Destination, BadRequest> {
+    match given("destination", &wire.destination) {
+        None => Ok(Destination::Any),
+        Some(place)
+            if place
+                .value
+                .as_str()
+                .is_some_and(|text| text.trim() == "local") =>
+        {
+            Ok(Destination::Local)
+        }
+        Some(_) => networks("destination", &wire.destination).map(Destination::Networks),
+    }
+}
+
+/// Networks without repetition, in the order given.
+pub(super) fn networks(path: &str, value: &Option<Value>) -> Result<Vec<IpNet>, BadRequest> {
+    let Some(place) = given(path, value) else {
+        return Ok(Vec::new());
+    };
+    let mut found: Vec<IpNet> = Vec::new();
+    for item in list(&place)? {
+        let network = network(&item)?;
+        if !found.contains(&network) {
+            found.push(network);
+        }
+    }
+    match found.is_empty() {
+        true => Err(place.bad("is empty; leave the attribute out instead")),
+        false => Ok(found),
+    }
+}
+
+fn network(place: &Place) -> Result<IpNet, BadRequest> {
+    let text = text(place)?;
+    let network = text
+        .parse::<IpNet>()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    let network = network.ok_or_else(|| match text.as_str() {
+        "local" => place.bad("`local` stands alone, not beside other addresses"),
+        _ => place.refuse("is not an IP address or network such as 192.0.2.0/24"),
+    })?;
+    Ok(network.trunc())
+}
+
+/// The name of an interface, in the characters that interfaces are named with
+/// in practice: the kernel allows more, but iptables' own syntax does not.
+pub(super) fn interface(path: &str, value: &Option<Value>) -> Result<Option<String>, BadRequest> {
+    const MOST: usize = 15;
+    let Some(place) = given(path, value) else {
+        return Ok(None);
+    };
+    let name = text(&place)?;
+    let stem = name.strip_suffix('+').unwrap_or(&name);
+    let allowed =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"_.:@=~".contains(&byte) || byte == b'-';
+    if stem.is_empty() {
+        return Err(place.refuse("is every interface; leave the attribute out instead"));
+    }
+    if name.len() > MOST || !stem.bytes().all(allowed) || stem.starts_with('-') {
+        return Err(place.refuse(format_args!("is not the name of an interface (up to {MOST} of A-Z a-z 0-9 _ . : @ = ~ -, and a trailing + for any ending)")));
+    }
+    Ok(Some(name))
+}

@@ -1,0 +1,244 @@
+//! What it does besides: which processes it starts, and what is left when
+//! something fails.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::lab::{Namespace, PROGRAM, VARIANTS, shown};
+
+fn hubs(variant: &str, backends: &str) -> Value {
+    json!({"name": "W", "variant": variant, "destination_port": 80, "backends": backends})
+}
+
+/// The programs that a run starts, itself left out, in order of time.
+fn started(namespace: &Namespace, request: &Value) -> Vec<String> {
+    let traces = namespace.scratch().join("traces");
+    fs::create_dir_all(&traces).unwrap();
+    let file = traces.join("trace");
+    let strace = [
+        "strace",
+        "-ff",
+        "-s",
+        "999",
+        "-ttt",
+        "-e",
+        "trace=execve",
+        "-o",
+        file.to_str().unwrap(),
+    ];
+    let output = namespace.feed(&[&strace[..], &[PROGRAM]].concat(), &request.to_string());
+    assert!(output.status.success(), "{}", shown(&output));
+    let texts = fs::read_dir(&traces)
+        .unwrap()
+        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap());
+    let mut lines: Vec<String> = texts
+        .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    fs::remove_dir_all(&traces).unwrap();
+    lines.retain(|line| line.contains("execve(") && line.ends_with(" = 0"));
+    lines.sort_unstable();
+    let command = |line: &String| {
+        let arguments = line.split_once('[').unwrap().1.split_once(']').unwrap().0;
+        let words: Vec<&str> = arguments
+            .split(", ")
+            .map(|word| word.trim_matches('"'))
+            .collect();
+        words
+            .join(" ")
+            .replace("/usr/sbin/", "")
+            .replace("-nft-", "-")
+            .replace("-legacy-", "-")
+    };
+    lines.iter().map(command).skip(1).collect()
+}
+
+#[test]
+fn nothing_to_do_is_one_save_for_each_family_in_use() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("p");
+        let ipv4 = hubs(variant, "10.9.0.1,10.9.0.2");
+        let restore = "iptables-restore --noflush -w 10";
+        assert_eq!(
+            started(&namespace, &ipv4),
+            [restore, "iptables-save -c -t nat"],
+            "{variant}: no table, no need to read it"
+        );
+        assert_eq!(
+            started(&namespace, &ipv4),
+            ["iptables-save -c -t nat"],
+            "{variant}"
+        );
+
+        let both = hubs(variant, "10.9.0.1,fd09::1");
+        namespace.apply(&both);
+        let mut programs = started(&namespace, &both);
+        programs.sort_unstable();
+        assert_eq!(
+            programs,
+            ["ip6tables-save -c -t nat", "iptables-save -c -t nat"],
+            "{variant}"
+        );
+    }
+}
+
+#[test]
+fn a_change_is_one_restore_for_each_family() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("p");
+        namespace.apply(&hubs(variant, "10.9.0.1,fd09::1"));
+        let programs = started(&namespace, &hubs(variant, "10.9.0.2,fd09::2"));
+        let restores: Vec<&String> = programs
+            .iter()
+            .filter(|program| program.contains("restore"))
+            .collect();
+        assert_eq!(
+            restores,
+            [
+                "iptables-restore --noflush -w 10",
+                "ip6tables-restore --noflush -w 10"
+            ],
+            "{variant}"
+        );
+    }
+}
+
+/// The name of the program that the variant's IPv6 restore is found by.
+fn restore_of_ipv6(variant: &str) -> &'static str {
+    if variant == "nft" {
+        "ip6tables-restore"
+    } else {
+        "ip6tables-legacy-restore"
+    }
+}
+
+/// Runs with programs of ours before the real ones.
+fn with_stand_in(namespace: &Namespace, name: &str, script: &str, request: &Value) -> Value {
+    let directory = namespace.stand_in(name, script);
+    let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", directory.display());
+    let output = namespace.feed(&["env", &path, PROGRAM], &request.to_string());
+    fs::remove_file(directory.join(name)).unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", shown(&output)))
+}
+
+#[test]
+fn when_the_second_family_fails_the_first_is_put_back() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("u");
+        let program = format!("iptables-{variant}-restore");
+        namespace.restore(&program, "*nat\n-A PREROUTING -p udp -j ACCEPT\nCOMMIT\n");
+        namespace.apply(&hubs(variant, "10.9.0.1,10.9.0.2,fd09::1"));
+        namespace.restore(&program, "*nat\n-A PREROUTING -p sctp -j ACCEPT\n-R W 1 -c 5 300 -p tcp -m statistic --mode nth --every 2 --packet 0 -j DNAT --to-destination 10.9.0.1\nCOMMIT\n");
+        let before = namespace.dump(variant);
+        let mut other = hubs(variant, "10.9.0.3,10.9.0.1,fd09::2");
+        other["destination_port"] = json!("81:90");
+        for (script, expected) in [
+            (
+                "#!/bin/sh\necho 'out of order' >&2\nexit 3\n",
+                "(exit code 3): out of order; the host is as before",
+            ),
+            (
+                "#!/bin/sh\ncat > /dev/null\nexit 0\n",
+                "reading them again shows something else",
+            ),
+            (
+                "#!/bin/sh\nkill -9 $$\n",
+                "(ended by a signal); the host is as before",
+            ),
+        ] {
+            let result = with_stand_in(&namespace, restore_of_ipv6(variant), script, &other);
+            let msg = result["msg"].as_str().unwrap();
+            assert!(
+                msg.contains(expected) && msg.ends_with("; the host is as before"),
+                "{variant}: {msg}"
+            );
+            assert_eq!(
+                (&result["failed"], &result["changed"], &result["changes"]),
+                (&json!(true), &json!(false), &json!([]))
+            );
+            assert_eq!(namespace.dump(variant), before, "{variant}");
+        }
+        assert_eq!(namespace.apply(&other)["changed"], json!(true));
+    }
+}
+
+#[test]
+fn what_iptables_refuses_is_quoted() {
+    let namespace = Namespace::new("q");
+    let mut request = hubs("legacy", "10.9.0.1");
+    request["destination_port"] = json!(80);
+    let script =
+        "#!/bin/sh\nsed 's/-m tcp/-m nonesuch/' | exec /usr/sbin/iptables-legacy-restore \"$@\"\n";
+    let result = with_stand_in(&namespace, "iptables-legacy-restore", script, &request);
+    let msg = result["msg"].as_str().unwrap();
+    assert!(
+        msg.contains("at `-A PREROUTING -p tcp -m tcp --dport 80 -j W`"),
+        "{msg}"
+    );
+}
+
+#[test]
+fn a_lock_held_too_long_is_an_error_of_its_own() {
+    let namespace = Namespace::new("w");
+    let lock = namespace.scratch().join("xtables.lock");
+    let mut request = hubs("legacy", "10.9.0.1");
+    request["wait"] = json!(1);
+    let script = format!("exec 9>{0}; flock 9; {PROGRAM} 9>&-", lock.display());
+    let output = namespace.feed(&["sh", "-c", &script], &request.to_string());
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let msg = result["msg"].as_str().unwrap();
+    assert!(
+        msg.contains("another program held the xtables lock for more than 1 s (attribute `wait`)"),
+        "{msg}"
+    );
+}
+
+#[test]
+fn a_dump_that_is_cut_off_is_not_acted_on() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("z");
+        namespace.apply(&hubs(variant, "10.9.0.1"));
+        let before = namespace.dump(variant);
+        let name = format!("iptables-{variant}-save");
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = --version ] && exec /usr/sbin/{name} --version\n/usr/sbin/{name} \"$@\" | head -n 5\n"
+        );
+        let name = if variant == "nft" {
+            "iptables-save"
+        } else {
+            name.as_str()
+        };
+        let result = with_stand_in(&namespace, name, &script, &hubs(variant, "10.9.0.2"));
+        assert!(
+            result["msg"]
+                .as_str()
+                .unwrap()
+                .contains("the dump is truncated: table `nat` has no COMMIT; nothing was changed"),
+            "{result}"
+        );
+        assert_eq!(namespace.dump(variant), before);
+    }
+}
+
+#[test]
+fn without_the_right_it_says_so_and_changes_nothing() {
+    let namespace = Namespace::new("y");
+    let output = namespace.feed(
+        &[
+            "setpriv",
+            "--reuid=65534",
+            "--clear-groups",
+            "--bounding-set=-all",
+            "--inh-caps=-all",
+            PROGRAM,
+        ],
+        &hubs("legacy", "10.9.0.1").to_string(),
+    );
+    let result: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", shown(&output)));
+    assert_eq!(
+        (&result["failed"], &result["changed"]),
+        (&json!(true), &json!(false)),
+        "{result}"
+    );
+}

@@ -1,0 +1,77 @@
+//! Recorded cases, each a folder: a request, a dump, the transaction that
+//! turns the one into the other, and the reply of a check.
+//! `UPDATE=1 cargo test` records the last two anew.
+
+use std::fs;
+use std::path::Path;
+
+use iptables_balance::converge::{Run, converge};
+use iptables_balance::diff;
+use iptables_balance::host::{Host, Scope, Variant};
+use iptables_balance::net::Family;
+use iptables_balance::plan::Plan;
+use iptables_balance::report::Report;
+use iptables_balance::request::{Name, Request};
+use iptables_balance::restore::transaction;
+use iptables_balance::ruleset::Ruleset;
+use serde_json::Value;
+
+use crate::spec::assert_fresh;
+
+/// A host that has nothing but an IPv4 dump.
+struct Recorded(Vec<u8>);
+
+impl Host for Recorded {
+    fn variant(&self) -> Variant {
+        Variant::Nft
+    }
+
+    fn supports(&self, family: Family) -> bool {
+        family == Family::Ipv4
+    }
+
+    fn read(&self, family: Family, _: Scope, name: &Name) -> anyhow::Result<Ruleset> {
+        assert_eq!(family, Family::Ipv4);
+        Ok(Ruleset::read(self.0.as_slice(), name)?)
+    }
+
+    fn restore(&self, _: Family, _: &[u8]) -> anyhow::Result<()> {
+        unreachable!("a check writes nothing")
+    }
+
+    fn other_variant_in_use(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn recorded_cases() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut seen = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let case = entry.unwrap().path();
+        let name = case.file_name().unwrap().to_str().unwrap().to_owned();
+        let text = fs::read_to_string(case.join("request.json")).unwrap();
+        let Value::Object(object) = serde_json::from_str(&text).unwrap() else {
+            panic!("{name}")
+        };
+        let request = Request::from_json(object).unwrap();
+        let dump = fs::read(case.join("dump")).unwrap();
+
+        let found = Ruleset::read(dump.as_slice(), &request.name).unwrap();
+        let changes = diff::to_plan(&Plan::new(&request), Family::Ipv4, &found);
+        let restore = transaction(&changes, Family::Ipv4).unwrap_or_default();
+        assert_fresh(
+            &format!("tests/golden/{name}/restore"),
+            &String::from_utf8(restore).unwrap(),
+        );
+
+        let outcome = converge(&Recorded(dump), &request, Run::Check).unwrap();
+        let reply = serde_json::to_string_pretty(&Report::new(&request, &outcome, Run::Check))
+            .unwrap()
+            + "\n";
+        assert_fresh(&format!("tests/golden/{name}/reply.json"), &reply);
+        seen += 1;
+    }
+    assert!(seen >= 6, "only {seen} cases were found");
+}
