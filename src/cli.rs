@@ -133,8 +133,7 @@ fn act(
 fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Misused> {
     let mut parser = Parser::from_args(arguments);
     match parser.next()? {
-        None => Ok(Command::Help),
-        Some(Arg::Short('h') | Arg::Long("help")) => Ok(Command::Help),
+        None | Some(Arg::Short('h') | Arg::Long("help")) => Ok(Command::Help),
         Some(Arg::Short('V') | Arg::Long("version")) => Ok(Command::Version),
         Some(Arg::Value(word)) => match word.string()?.as_str() {
             "plan" => plan(&mut parser),

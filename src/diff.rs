@@ -300,10 +300,9 @@ impl Counted {
     /// A rule that brings counters of its own keeps those.
     fn hand_to(&mut self, rule: &mut SavedRule) {
         let backend = rule.meaning.as_ref().and_then(Rule::backend);
-        if let Some(counters) = backend.and_then(|backend| self.0.remove(&backend)) {
-            if rule.counters == Counters::default() {
-                rule.counters = counters;
-            }
+        let counters = backend.and_then(|backend| self.0.remove(&backend));
+        if rule.counters == Counters::default() {
+            rule.counters = counters.unwrap_or_default();
         }
     }
 }

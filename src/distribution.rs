@@ -93,7 +93,9 @@ mod tests {
             "W -j DNAT --to-destination 192.0.2.3",
         ]);
         assert!(
-            shares.iter().all(|(_, share)| *share == 1.0 / 3.0),
+            shares
+                .iter()
+                .all(|(_, share)| share.to_bits() == (1.0_f64 / 3.0).to_bits()),
             "{shares:?}"
         );
     }

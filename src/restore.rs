@@ -44,10 +44,10 @@ fn step(chain: &str, action: &Action, text: &mut Vec<u8>) {
         Action::Append(rule) => line(&format!("-A {chain}"), Some(rule.counters), rule, text),
         Action::Insert(1, rule) => line(&format!("-I {chain}"), Some(rule.counters), rule, text),
         Action::Insert(at, rule) => {
-            line(&format!("-I {chain} {at}"), Some(rule.counters), rule, text)
+            line(&format!("-I {chain} {at}"), Some(rule.counters), rule, text);
         }
         Action::Replace { at, rule, .. } => {
-            line(&format!("-R {chain} {at}"), Some(rule.counters), rule, text)
+            line(&format!("-R {chain} {at}"), Some(rule.counters), rule, text);
         }
         Action::DeleteAt(at, _) => text.extend(format!("-D {chain} {at}\n").into_bytes()),
         Action::DeleteFirst(rule) => line(&format!("-D {chain}"), None, rule, text),

@@ -228,7 +228,10 @@ impl<'a> Reader<'a> {
                 self.table = None;
                 Ok(())
             }
-            (Some(b':'), Some(table)) => self.declaration(table, &line[1..]),
+            (Some(b':'), Some(table)) => {
+                self.declaration(table, &line[1..]);
+                Ok(())
+            }
             (Some(b'-' | b'['), Some(table)) => self.rule(table, line),
             _ => Err(Wrong::NotSaved),
         }
@@ -268,12 +271,11 @@ impl<'a> Reader<'a> {
     }
 
     /// `:CHAIN POLICY [packets:bytes]`
-    fn declaration(&mut self, table: Table, line: &[u8]) -> Result<(), Wrong> {
+    fn declaration(&mut self, table: Table, line: &[u8]) {
         let (chain, _) = split_at_blank(line);
         if let Some(chain) = self.ours(chain) {
             self.owned(table).chains.entry(chain).or_default();
         }
-        Ok(())
     }
 
     /// `[packets:bytes] -A CHAIN ...`, the counters being optional.

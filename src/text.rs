@@ -96,29 +96,18 @@ fn compared<'a>(before: &'a str, after: &'a str) -> Vec<Line<'a>> {
         .into_iter()
         .chain([(before.len(), after.len())])
     {
-        for gone in old..next_old {
-            lines.push(Line {
-                kind: Kind::Gone,
-                text: before[gone],
-                old: gone,
-                new,
-            });
-        }
-        for fresh in new..next_new {
-            lines.push(Line {
-                kind: Kind::New,
-                text: after[fresh],
-                old: next_old,
-                new: fresh,
-            });
-        }
+        let line = |kind, text, old, new| Line {
+            kind,
+            text,
+            old,
+            new,
+        };
+        let gone = before[old..next_old].iter().zip(old..);
+        lines.extend(gone.map(|(text, old)| line(Kind::Gone, text, old, new)));
+        let fresh = after[new..next_new].iter().zip(new..);
+        lines.extend(fresh.map(|(text, new)| line(Kind::New, text, next_old, new)));
         if let Some(text) = before.get(next_old) {
-            lines.push(Line {
-                kind: Kind::Same,
-                text,
-                old: next_old,
-                new: next_new,
-            });
+            lines.push(line(Kind::Same, text, next_old, next_new));
         }
         (old, new) = (next_old + 1, next_new + 1);
     }
@@ -169,12 +158,12 @@ fn table(shares: &[ReportedShare], style: Style) -> String {
     let wide = |column: fn(&(String, &ReportedShare)) -> usize, head: &str| {
         named.iter().map(column).max().unwrap_or(0).max(head.len())
     };
-    let names = wide(|(name, _)| name.len(), "backend");
+    let width = wide(|(name, _)| name.len(), "backend");
     let weights = wide(|(_, share)| share.weight.to_string().len(), "weight");
     let mut text = String::new();
     if !named.is_empty() {
         let head = format!(
-            "{:names$}  {:>weights$}  {:>10}",
+            "{:width$}  {:>weights$}  {:>10}",
             "backend", "weight", "share"
         );
         let _ = writeln!(text, "{}", style.paint("1", &head));
@@ -182,7 +171,7 @@ fn table(shares: &[ReportedShare], style: Style) -> String {
     for (name, share) in &named {
         let _ = write!(
             text,
-            "{name:names$}  {:>weights$}  {:>8.4} %",
+            "{name:width$}  {:>weights$}  {:>8.4} %",
             share.weight,
             share.share * 100.0
         );

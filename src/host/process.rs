@@ -41,19 +41,16 @@ pub fn run(
         .stdout_null()
         .start();
     let handle = started.with_context(|| format!("cannot start `{}`", program.display()))?;
-    match handle
-        .wait_timeout(limit)
-        .with_context(|| format!("waiting for `{}`", program.display()))?
-    {
-        Some(output) => Ok(Finished {
-            code: output.status.code(),
-            stderr: last_lines(&output.stderr),
-        }),
-        None => {
-            handle.kill().ok();
-            Err(too_long(program, limit))
-        }
-    }
+    let finished = handle.wait_timeout(limit);
+    let finished = finished.with_context(|| format!("waiting for `{}`", program.display()))?;
+    let Some(output) = finished else {
+        handle.kill().ok();
+        return Err(too_long(program, limit));
+    };
+    Ok(Finished {
+        code: output.status.code(),
+        stderr: last_lines(&output.stderr),
+    })
 }
 
 /// Hands a program's output to `consume` as it comes.

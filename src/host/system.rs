@@ -159,10 +159,8 @@ fn refused_line(stderr: &str, transaction: &[u8]) -> Option<String> {
             .collect::<String>()
     };
     let number = ["at line: ", "line "].iter().find_map(|mark| {
-        let after = stderr.split(mark).skip(1).map(digits);
-        after
-            .filter_map(|number| number.parse::<usize>().ok())
-            .next()
+        let mut after = stderr.split(mark).skip(1).map(digits);
+        after.find_map(|number| number.parse::<usize>().ok())
     })?;
     let line = transaction
         .split(|byte| *byte == b'\n')

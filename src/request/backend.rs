@@ -65,18 +65,19 @@ fn backend_from_text(place: &Place) -> Result<Backend, BadRequest> {
     let mut words = line.split_whitespace();
     let first = words.next().unwrap_or_default();
     let (address, port) = split_host_port(first);
-    let part = |name: &str, value: &str| Place::new(format!("{}.{name}", place.path), value.into());
+    let inner =
+        |name: &str, value: &str| Place::new(format!("{}.{name}", place.path), value.into());
     let mut weight = None;
     for word in words {
         let value = word.strip_prefix("weight=").filter(|_| weight.is_none());
         let value =
             value.ok_or_else(|| place.refuse("is not of the form HOST[:PORT] [weight=N]"))?;
-        weight = Some(integer(&part("weight", value), 0..=WEIGHT_MAX)?);
+        weight = Some(integer(&inner("weight", value), 0..=WEIGHT_MAX)?);
     }
     Ok(Backend {
-        address: host(&part("address", address), address)?,
+        address: host(&inner("address", address), address)?,
         port: port
-            .map(|port| backend_port(&part("port", port)))
+            .map(|port| backend_port(&inner("port", port)))
             .transpose()?,
         weight: weight.unwrap_or(1),
     })

@@ -474,4 +474,5 @@ impl Balancer {
 }
 
 #[cfg(test)]
+#[allow(clippy::too_many_lines)]
 mod tests;

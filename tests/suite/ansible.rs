@@ -1,4 +1,4 @@
-//! Real playbooks, with Debian's ansible-core and the newest one from PyPI.
+//! Real playbooks, with Debian's ansible-core and the newest one from `PyPI`.
 
 use std::fs;
 use std::os::unix::fs::symlink;

@@ -164,8 +164,8 @@ impl Drop for Namespace {
     }
 }
 
-/// Client 10.8.0.2 and fd08::2, gateway 10.8.0.1 and fd08::1, servers
-/// 10.9.0.1 to 10.9.0.8 and fd09::1 to fd09::8 behind it.
+/// Client 10.8.0.2 and `fd08::2`, gateway 10.8.0.1 and `fd08::1`, servers
+/// 10.9.0.1 to 10.9.0.8 and `fd09::1` to `fd09::8` behind it.
 pub struct Lab {
     pub client: Namespace,
     pub gateway: Namespace,
@@ -200,7 +200,7 @@ impl Lab {
             (servers, ["10.9.0.254", "fd09::fe"]),
         ] {
             gateway.iter().for_each(|address| {
-                drop(namespace.run(&["ip", "route", "add", "default", "via", address]))
+                drop(namespace.run(&["ip", "route", "add", "default", "via", address]));
             });
         }
         gateway.run(&[

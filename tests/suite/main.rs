@@ -8,7 +8,12 @@
     clippy::cast_precision_loss,
     clippy::print_stdout
 )]
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::too_many_lines,
+    clippy::naive_bytecount,
+    clippy::option_option
+)]
 
 mod ansible;
 mod cli;

@@ -143,7 +143,7 @@ impl Model {
         match (command, number, parsed) {
             ("-A", None, Some(rule)) => rules.push(rule),
             ("-I", number, Some(rule)) => {
-                rules.insert(within(number.unwrap_or(1), rules.len() + 1)?, rule)
+                rules.insert(within(number.unwrap_or(1), rules.len() + 1)?, rule);
             }
             ("-R", Some(number), Some(rule)) => {
                 let at = within(number, rules.len())?;
@@ -189,10 +189,7 @@ impl Model {
                 }
                 "-s" | "-d" => {
                     if let Some(network) = self.network(&value(1)?)? {
-                        head.insert(
-                            if option == "-s" { 0 } else { 1 },
-                            vec![option.to_owned(), network],
-                        );
+                        head.insert(i32::from(option != "-s"), vec![option.to_owned(), network]);
                     }
                 }
                 "-i" => drop(head.insert(2, vec![option.to_owned(), value(1)?])),
@@ -240,7 +237,7 @@ impl Model {
             at += taken;
         }
         matches.iter().try_for_each(|found| lawful(found))?;
-        if tail.first().is_none() || (tail[1] == "DNAT" && (table != "nat" || tail.len() != 4)) {
+        if tail.is_empty() || (tail[1] == "DNAT" && (table != "nat" || tail.len() != 4)) {
             return Err("no target, or DNAT out of place".into());
         }
         let words = head
