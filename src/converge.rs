@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::change::{Change, applied};
 use crate::diff;
-use crate::host::{Host, Scope, Variant};
+use crate::host::{Host, Look, Scope, Variant};
 use crate::net::Family;
 use crate::plan::Plan;
 use crate::request::{Request, Wanted};
@@ -61,11 +61,12 @@ impl Outcome {
 /// later is in the [`Outcome`].
 pub fn converge(host: &impl Host, request: &Request, run: Run) -> Result<Outcome> {
     let plan = Plan::new(request);
-    let before = read(host, request, &plan)?;
-    let changes: Vec<Change> = before
-        .iter()
-        .flat_map(|(family, found)| diff::to_plan(&plan, *family, found))
-        .collect();
+    let mut before = read(host, request, &plan, Counters::Left)?;
+    let mut changes = missing(&plan, &before);
+    if run == Run::Apply && !changes.is_empty() && before.values().any(|found| !found.is_empty()) {
+        before = read(host, request, &plan, Counters::Taken)?;
+        changes = missing(&plan, &before);
+    }
     let foretold = before
         .iter()
         .map(|(family, found)| (*family, applied(&changes, *family, found)))
@@ -99,24 +100,37 @@ fn warnings(host: &impl Host) -> Vec<String> {
     mixed.into_iter().collect()
 }
 
+/// The changes that the plan still calls for.
+fn missing(plan: &Plan, found: &State) -> Vec<Change> {
+    let in_family = |(family, found): (&Family, &Ruleset)| diff::to_plan(plan, *family, found);
+    found.iter().flat_map(in_family).collect()
+}
+
+/// Counters are read only before something is changed that has some: the usual
+/// run finds nothing to do.
+#[derive(Clone, Copy, PartialEq)]
+enum Counters {
+    Left,
+    Taken,
+}
+
 /// Every family that is planned for, and every other that the host has
 /// programs for, since something may be left there from before.
-fn read(host: &impl Host, request: &Request, plan: &Plan) -> Result<State> {
-    let scope = match request.wanted {
-        Wanted::Absent => Scope::All,
-        Wanted::Present(_) => Scope::Nat,
+fn read(host: &impl Host, request: &Request, plan: &Plan, counters: Counters) -> Result<State> {
+    let look = Look {
+        name: &request.name,
+        scope: match request.wanted {
+            Wanted::Absent => Scope::All,
+            Wanted::Present(_) => Scope::Nat,
+        },
+        counters: counters == Counters::Taken,
     };
     let families = Family::BOTH
         .into_iter()
         .filter(|family| plan.uses(*family) || host.supports(*family));
     thread::scope(|threads| {
         let readers: Vec<_> = families
-            .map(|family| {
-                (
-                    family,
-                    threads.spawn(move || host.read(family, scope, &request.name)),
-                )
-            })
+            .map(|family| (family, threads.spawn(move || host.read(family, look))))
             .collect();
         let finished = readers.into_iter().map(|(family, reader)| {
             let read = reader
@@ -131,11 +145,7 @@ fn read(host: &impl Host, request: &Request, plan: &Plan) -> Result<State> {
 /// Writes, reads again, and compares: what is found decides.
 fn carry_out(host: &impl Host, request: &Request, plan: &Plan, outcome: &Outcome) -> Result<()> {
     write(host, &outcome.changes)?;
-    let found = read(host, request, plan)?;
-    let missing: Vec<Change> = found
-        .iter()
-        .flat_map(|(family, found)| diff::to_plan(plan, *family, found))
-        .collect();
+    let missing = missing(plan, &read(host, request, plan, Counters::Left)?);
     match missing.is_empty() {
         true => Ok(()),
         false => anyhow::bail!(
@@ -166,9 +176,9 @@ fn undo(host: &impl Host, request: &Request, plan: &Plan, outcome: &mut Outcome)
         outcome.before.iter().flat_map(changes).collect()
     };
     let attempt = || -> Result<Vec<Change>> {
-        let found = read(host, request, plan)?;
+        let found = read(host, request, plan, Counters::Left)?;
         write(host, &towards_before(&found))?;
-        Ok(towards_before(&read(host, request, plan)?))
+        Ok(towards_before(&read(host, request, plan, Counters::Left)?))
     };
     match attempt() {
         Ok(left) if left.is_empty() => {
@@ -177,7 +187,7 @@ fn undo(host: &impl Host, request: &Request, plan: &Plan, outcome: &mut Outcome)
             "the host is as before".to_owned()
         }
         Ok(left) => format!("undoing it left this to be done: {}", listed(&left)),
-        Err(error) => match read(host, request, plan) {
+        Err(error) => match read(host, request, plan, Counters::Left) {
             Ok(found) => format!(
                 "undoing it failed too ({error:#}), which leaves this to be done: {}",
                 listed(&towards_before(&found))

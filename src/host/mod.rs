@@ -51,6 +51,17 @@ pub enum Scope {
     All,
 }
 
+/// What is to be read of a family.
+#[derive(Clone, Copy, Debug)]
+pub struct Look<'a> {
+    /// Whose rules.
+    pub name: &'a Name,
+    /// In which tables.
+    pub scope: Scope,
+    /// With their counters, which takes iptables a little longer to print.
+    pub counters: bool,
+}
+
 /// A host with iptables, of one variant.
 pub trait Host: Sync {
     /// Which variant is worked on.
@@ -59,11 +70,11 @@ pub trait Host: Sync {
     /// Whether there are programs for that family at all.
     fn supports(&self, family: Family) -> bool;
 
-    /// Reads what `name` owns.
+    /// Reads what is owned.
     ///
     /// # Errors
     /// When the dump cannot be had or is not whole.
-    fn read(&self, family: Family, scope: Scope, name: &Name) -> Result<Ruleset>;
+    fn read(&self, family: Family, look: Look<'_>) -> Result<Ruleset>;
 
     /// Runs one transaction of `iptables-restore --noflush`.
     ///

@@ -2,7 +2,7 @@
 //! with what they said on stderr in the error.
 
 use std::ffi::OsStr;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
@@ -63,7 +63,7 @@ pub fn stream<T>(
     program: &Path,
     arguments: &[&OsStr],
     limit: Duration,
-    consume: impl FnOnce(BufReader<&duct::ReaderHandle>) -> Result<T>,
+    consume: impl FnOnce(Output<'_>) -> Result<T>,
 ) -> Result<T> {
     const BUFFER: usize = 1 << 16;
     let started = command(program, arguments).stdin_null().reader();
@@ -77,7 +77,13 @@ pub fn stream<T>(
             }
             expired
         });
-        let consumed = consume(BufReader::with_capacity(BUFFER, handle));
+        let consumed = consume(BufReader::with_capacity(
+            BUFFER,
+            Unhurried {
+                inner: handle,
+                taken: 0,
+            },
+        ));
         drain(handle);
         drop(done);
         if guard.join().unwrap_or(false) {
@@ -96,6 +102,33 @@ pub fn stream<T>(
             None => bail!("`{}` closed its output and did not end", program.display()),
         }
     })
+}
+
+/// What a program prints, as it comes.
+pub type Output<'a> = BufReader<Unhurried<'a>>;
+
+/// Reads a long output in few large pieces.
+///
+/// A program that prints megabytes does so 4 KiB at a time, and would have to
+/// wake a waiting reader each time; on a host with 20,000 rules that costs a
+/// sixth of the time that `iptables-save` takes. So once much has come, the
+/// reader does something else for a moment instead of waiting.
+pub struct Unhurried<'a> {
+    inner: &'a duct::ReaderHandle,
+    taken: usize,
+}
+
+impl Read for Unhurried<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        const MUCH: usize = 1 << 17;
+        const MOMENT: Duration = Duration::from_micros(500);
+        if self.taken > MUCH {
+            thread::sleep(MOMENT);
+        }
+        let count = self.inner.read(buffer)?;
+        self.taken += count;
+        Ok(count)
+    }
 }
 
 /// A consumer that gave up early must not leave the program writing to nobody.

@@ -120,7 +120,7 @@ fn variant_of(save: &Path) -> Result<Variant> {
 /// `iptables-save v1.8.9 (nf_tables)`; before 1.8 there was nothing in brackets.
 fn asked(save: &Path) -> Result<Variant> {
     const LIMIT: Duration = Duration::from_secs(10);
-    let read = |mut output: std::io::BufReader<&duct::ReaderHandle>| {
+    let read = |mut output: process::Output<'_>| {
         let mut text = String::new();
         std::io::Read::read_to_string(&mut output, &mut text)?;
         Ok(text)

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::programs::Programs;
-use super::{Host, Scope, Variant, netlink, process};
+use super::{Host, Look, Scope, Variant, netlink, process};
 use crate::net::{Family, Table};
-use crate::request::{Name, VariantChoice};
+use crate::request::VariantChoice;
 use crate::ruleset::Ruleset;
 
 /// Programs are given this long besides the time that they may wait for locks.
@@ -50,20 +50,22 @@ impl Host for System {
             .all(|tool| self.programs.path(family, tool).is_ok())
     }
 
-    fn read(&self, family: Family, scope: Scope, name: &Name) -> Result<Ruleset> {
-        if scope == Scope::Nat && !may_have_table(self.variant(), family, Table::Nat) {
+    fn read(&self, family: Family, look: Look<'_>) -> Result<Ruleset> {
+        let nat = look.scope == Scope::Nat;
+        if nat && !may_have_table(self.variant(), family, Table::Nat) {
             return Ok(Ruleset::default());
         }
         let program = self.programs.path(family, "save")?;
-        let arguments: &[&str] = match scope {
-            Scope::Nat => &["-c", "-t", "nat"],
-            Scope::All => &["-c"],
-        };
-        let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
-        process::stream(&program, &arguments, self.limit(), |output| {
-            Ok(Ruleset::read(output, name)?)
-        })
-        .with_context(|| format!("reading the {} rules", family.title()))
+        let mut arguments = Vec::new();
+        if look.counters {
+            arguments.push(OsStr::new("-c"));
+        }
+        if nat {
+            arguments.extend(["-t", "nat"].map(OsStr::new));
+        }
+        let read = |output: process::Output<'_>| Ok(Ruleset::read(output, look.name)?);
+        process::stream(&program, &arguments, self.limit(), read)
+            .with_context(|| format!("reading the {} rules", family.title()))
     }
 
     fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {
@@ -139,7 +141,7 @@ fn legacy_rules(family: Family) -> bool {
     let Ok(program) = programs.path(family, "save") else {
         return true;
     };
-    let mentions_rule = |mut output: std::io::BufReader<&duct::ReaderHandle>| {
+    let mentions_rule = |mut output: process::Output<'_>| {
         let mut found = false;
         let mut line = Vec::new();
         while std::io::BufRead::read_until(&mut output, b'\n', &mut line)? > 0 {

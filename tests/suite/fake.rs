@@ -3,9 +3,8 @@
 use std::sync::Mutex;
 
 use anyhow::{Result, bail};
-use iptables_balance::host::{Host, Scope, Variant};
+use iptables_balance::host::{Host, Look, Variant};
 use iptables_balance::net::Family;
-use iptables_balance::request::Name;
 use iptables_balance::ruleset::Ruleset;
 
 use crate::model::Model;
@@ -29,7 +28,6 @@ pub struct Fake {
     /// By the number of the restore, from 0.
     pub faults: Vec<(usize, Fault)>,
     pub restores: Mutex<usize>,
-    pub reads: Mutex<usize>,
 }
 
 impl Fake {
@@ -39,7 +37,6 @@ impl Fake {
             ipv6: ipv6.into(),
             faults: Vec::new(),
             restores: 0.into(),
-            reads: 0.into(),
         }
     }
 
@@ -66,12 +63,21 @@ impl Host for Fake {
         true
     }
 
-    fn read(&self, family: Family, _: Scope, name: &Name) -> Result<Ruleset> {
-        *self.reads.lock().unwrap() += 1;
-        Ok(Ruleset::read(
-            self.model(family).lock().unwrap().save().as_bytes(),
-            name,
-        )?)
+    fn read(&self, family: Family, look: Look<'_>) -> Result<Ruleset> {
+        let dump = self.model(family).lock().unwrap().save();
+        let plain = |line: &str| {
+            line.split_once("] ")
+                .map_or(line, |(_, rule)| rule)
+                .to_owned()
+                + "
+"
+        };
+        let dump = if look.counters {
+            dump
+        } else {
+            dump.lines().map(plain).collect()
+        };
+        Ok(Ruleset::read(dump.as_bytes(), look.name)?)
     }
 
     fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {

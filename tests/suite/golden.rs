@@ -7,11 +7,11 @@ use std::path::Path;
 
 use iptables_balance::converge::{Run, converge};
 use iptables_balance::diff;
-use iptables_balance::host::{Host, Scope, Variant};
+use iptables_balance::host::{Host, Look, Variant};
 use iptables_balance::net::Family;
 use iptables_balance::plan::Plan;
 use iptables_balance::report::Report;
-use iptables_balance::request::{Name, Request};
+use iptables_balance::request::Request;
 use iptables_balance::restore::transaction;
 use iptables_balance::ruleset::Ruleset;
 use serde_json::Value;
@@ -30,9 +30,9 @@ impl Host for Recorded {
         family == Family::Ipv4
     }
 
-    fn read(&self, family: Family, _: Scope, name: &Name) -> anyhow::Result<Ruleset> {
+    fn read(&self, family: Family, look: Look<'_>) -> anyhow::Result<Ruleset> {
         assert_eq!(family, Family::Ipv4);
-        Ok(Ruleset::read(self.0.as_slice(), name)?)
+        Ok(Ruleset::read(self.0.as_slice(), look.name)?)
     }
 
     fn restore(&self, _: Family, _: &[u8]) -> anyhow::Result<()> {
