@@ -12,6 +12,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::converge::Run;
+use crate::guard::guarded;
 use crate::report::Report;
 use crate::request::{BadRequest, Request, flag, json};
 
@@ -25,7 +26,7 @@ pub fn run(
     perform: impl Fn(&Request, Run) -> Report,
 ) -> io::Result<u8> {
     let report = match fs::read(arguments) {
-        Ok(text) => reply(&text, perform),
+        Ok(text) => guarded(|| reply(&text, perform)).unwrap_or_else(Report::failure),
         Err(error) => Report::failure(format!(
             "cannot read the arguments in `{}`: {error}",
             arguments.display()

@@ -1,6 +1,9 @@
 //! A change to the host as data: what is shown, applied, counted and undone is
 //! the same value.
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use crate::net::{Family, Table};
 use crate::ruleset::{Chain, Lead, Owned, Ruleset, SavedRule};
 
@@ -43,17 +46,45 @@ pub enum Action {
     DeleteChain,
 }
 
-impl Action {
-    /// The name that results use.
+/// The kinds of steps, by the names that results use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Kind {
+    CreateChain,
+    AppendRule,
+    InsertRule,
+    ReplaceRule,
+    DeleteRule,
+    DeleteChain,
+}
+
+impl Kind {
+    /// `create_chain` and so on.
     #[must_use]
-    pub fn as_str(&self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::CreateChain => "create_chain",
-            Self::Append(_) => "append_rule",
-            Self::Insert(..) => "insert_rule",
-            Self::Replace { .. } => "replace_rule",
-            Self::DeleteAt(..) | Self::DeleteFirst(_) => "delete_rule",
+            Self::AppendRule => "append_rule",
+            Self::InsertRule => "insert_rule",
+            Self::ReplaceRule => "replace_rule",
+            Self::DeleteRule => "delete_rule",
             Self::DeleteChain => "delete_chain",
+        }
+    }
+}
+
+impl Action {
+    /// Its kind, without what it works on.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::CreateChain => Kind::CreateChain,
+            Self::Append(_) => Kind::AppendRule,
+            Self::Insert(..) => Kind::InsertRule,
+            Self::Replace { .. } => Kind::ReplaceRule,
+            Self::DeleteAt(..) | Self::DeleteFirst(_) => Kind::DeleteRule,
+            Self::DeleteChain => Kind::DeleteChain,
         }
     }
 

@@ -207,7 +207,7 @@ fn listed(changes: &[Change]) -> String {
             "{} {} {} {}",
             change.family.as_str(),
             change.table.as_str(),
-            change.action.as_str(),
+            change.action.kind().as_str(),
             change.chain
         );
         match change.action.rule() {

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
 
 use crate::perform::on_this_host;
-use crate::{ansible, cli, json};
+use crate::{ansible, cfengine, cli, guard, json};
 
 /// Runs the front end that the arguments and standard input call for; returns
 /// the exit code.
@@ -13,6 +13,7 @@ use crate::{ansible, cli, json};
 /// # Errors
 /// When standard input cannot be read or the reply cannot be written.
 pub fn run(arguments: Vec<OsString>) -> io::Result<u8> {
+    guard::silence();
     let stdin = io::stdin();
     let mut out = io::stdout().lock();
     let is_path = |argument: &OsString| argument.as_encoded_bytes().contains(&b'/');
@@ -27,6 +28,9 @@ pub fn run(arguments: Vec<OsString>) -> io::Result<u8> {
 fn from_stdin(mut input: impl BufRead, out: &mut impl Write) -> io::Result<u8> {
     let mut text = Vec::new();
     input.read_until(b'\n', &mut text)?;
+    if text.starts_with(cfengine::GREETING) {
+        return cfengine::run(input, out, on_this_host);
+    }
     input.read_to_end(&mut text)?;
     json::run(&text, out, on_this_host)
 }

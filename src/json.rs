@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use crate::asked::Asked;
 use crate::converge::Run;
+use crate::guard::guarded;
 use crate::report::Report;
 use crate::request::Request;
 
@@ -16,9 +17,13 @@ pub fn run(
     out: &mut impl Write,
     perform: impl Fn(&Request, Run) -> Report,
 ) -> io::Result<u8> {
-    let report = Asked::parse(text).map_or_else(Report::failure, |asked| {
-        perform(&asked.request, asked.run).with_diff(asked.diff)
-    });
+    let answer = || {
+        let asked = Asked::parse(text)?;
+        Ok(perform(&asked.request, asked.run).with_diff(asked.diff))
+    };
+    let report = guarded(answer)
+        .and_then(|answer| answer)
+        .unwrap_or_else(Report::failure);
     report.write_json(out)?;
     Ok(u8::from(report.failed))
 }

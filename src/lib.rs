@@ -25,18 +25,20 @@
 //! [`change`] and [`restore`] from both to one transaction, by way of
 //! [`align`]; [`converge`] does
 //! it on a [`host`]; [`distribution`] and [`report`] say what came of it;
-//! [`ansible`], [`json`] and [`cli`] are the front ends, of which none knows
-//! another.
+//! [`ansible`], [`cfengine`], [`json`] and [`cli`] are the front ends, of which
+//! none knows another.
 
 pub mod align;
 pub mod ansible;
 pub mod asked;
+pub mod cfengine;
 pub mod change;
 pub mod cli;
 pub mod converge;
 pub mod diff;
 pub mod distribution;
 pub mod front;
+pub mod guard;
 pub mod host;
 pub mod json;
 pub mod net;

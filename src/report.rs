@@ -7,7 +7,7 @@ use std::io;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::change::Change;
+use crate::change::{Change, Kind};
 use crate::converge::{Outcome, Run, State};
 use crate::distribution;
 use crate::host::Variant;
@@ -55,8 +55,8 @@ pub struct ReportedChange {
     pub family: Family,
     /// In which table.
     pub table: Table,
-    /// What was done: `create_chain`, `append_rule`, `insert_rule`, `replace_rule`, `delete_rule` or `delete_chain`.
-    pub action: &'static str,
+    /// What was done.
+    pub action: Kind,
     /// To which chain.
     pub chain: String,
     /// The rule that is there after the step, or that is gone after it, as `iptables-save` spells it.
@@ -167,7 +167,7 @@ impl From<&Change> for ReportedChange {
         Self {
             family: change.family,
             table: change.table,
-            action: change.action.as_str(),
+            action: change.action.kind(),
             chain: change.chain.clone(),
             rule: change.action.rule().map(crate::ruleset::SavedRule::shown),
             before: change.action.before().map(crate::ruleset::SavedRule::shown),

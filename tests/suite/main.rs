@@ -16,6 +16,7 @@
 )]
 
 mod ansible;
+mod cfengine;
 mod cli;
 mod connections;
 mod effects;

@@ -1,0 +1,714 @@
+//! The real cf-agent, and a strict stand-in for what it cannot be made to send.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, Namespace, PROGRAM, VARIANTS, shown};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+// --- the real agent -------------------------------------------------------------------------------------------------
+
+/// A work directory of cf-agent's own, with the module and a policy in it.
+fn work_directory(namespace: &Namespace) -> PathBuf {
+    let work = namespace.scratch().join("cfengine");
+    if !work.exists() {
+        for folder in ["bin", "inputs", "modules/promises"] {
+            fs::create_dir_all(work.join(folder)).unwrap();
+        }
+        fs::set_permissions(work.join("inputs"), fs::Permissions::from_mode(0o700)).unwrap();
+        symlink("/usr/bin/cf-promises", work.join("bin/cf-promises")).unwrap();
+        symlink(PROGRAM, work.join("modules/promises/iptables_balance")).unwrap();
+    }
+    work
+}
+
+fn policy(namespace: &Namespace, name: &str, text: &str) -> PathBuf {
+    let path = work_directory(namespace).join("inputs").join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    path
+}
+
+fn example(namespace: &Namespace, name: &str) -> PathBuf {
+    let folder = Path::new(ROOT).join("examples/cfengine");
+    policy(
+        namespace,
+        "weights.json",
+        &fs::read_to_string(folder.join("weights.json")).unwrap(),
+    );
+    policy(
+        namespace,
+        name,
+        &fs::read_to_string(folder.join(name)).unwrap(),
+    )
+}
+
+/// Runs the agent without its locks; what it says, each line without its
+/// prefix of blanks. It must never find a bug in the module.
+fn agent(namespace: &Namespace, policy: &Path, options: &[&str]) -> Vec<String> {
+    let work = work_directory(namespace);
+    let arguments = [
+        "cf-agent",
+        "-w",
+        work.to_str().unwrap(),
+        "-f",
+        policy.to_str().unwrap(),
+    ];
+    let output = namespace.feed(&[&arguments[..], options].concat(), "");
+    let text = shown(&output);
+    assert!(
+        !text.contains("CRITICAL") && !text.contains("rogramming"),
+        "{text}"
+    );
+    assert!(output.status.success(), "{text}");
+    text.lines()
+        .skip(1)
+        .map(|line| line.trim_start().to_owned())
+        .filter(|line| !line.is_empty())
+        .collect()
+}
+
+/// A policy of these promises, which reports the outcome of each.
+fn promises(promises: &str) -> String {
+    format!(
+        r#"promise agent iptables_balance {{ path => "$(sys.workdir)/modules/promises/iptables_balance"; }}
+body common control {{ bundlesequence => {{ "main" }}; }}
+body classes outcome(p) {{ promise_kept => {{ "$(p)_was_kept" }}; promise_repaired => {{ "$(p)_was_repaired" }}; repair_failed => {{ "$(p)_was_failed" }}; }}
+body action warn_only {{ action_policy => "warn"; }}
+body action nop {{ action_policy => "nop"; }}
+body action misspelt(word) {{ action_policy => "$(word)"; }}
+body action if_elapsed(n) {{ ifelapsed => "$(n)"; expireafter => "5"; log_string => "x"; log_level => "verbose"; }}
+bundle agent main {{
+{promises}
+  reports:
+    one_was_kept:: "one kept"; one_was_repaired:: "one repaired"; one_was_failed:: "one failed";
+    two_was_kept:: "two kept"; two_was_repaired:: "two repaired"; two_was_failed:: "two failed";
+    W_kept:: "class W_kept"; W_repaired:: "class W_repaired"; W_not_kept:: "class W_not_kept";
+}}
+"#
+    )
+    .replace(":: \"", "::\n      \"")
+    .replace("; ", ";\n    ")
+}
+
+#[test]
+fn a_dry_run_then_repaired_then_kept() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("f");
+        let one = promises(&format!(
+            r#"  iptables_balance: "W" variant => "{variant}", destination_port => "5308", backends => {{ "10.9.0.1:5308", "10.9.0.2:5308" }}, classes => outcome("one");"#
+        ));
+        let policy = policy(&namespace, "one.cf", &one);
+        let before = namespace.dump(variant);
+        for options in [
+            &["-KIn"][..],
+            &["-KI", "--simulate=diff"],
+            &["-KI", "--simulate=manifest"],
+        ] {
+            let said = agent(&namespace, &policy, options);
+            assert!(said.iter().any(|line| line == "warning: Should create chain 'W' in table 'nat' of ipv4, but only warning promised"), "{said:?}");
+            assert_eq!(
+                said.iter()
+                    .filter(|line| line.contains("but only warning promised"))
+                    .count(),
+                4,
+                "{said:?}"
+            );
+            assert!(
+                !said.iter().any(|line| line.starts_with("info: Created")),
+                "{said:?}"
+            );
+            assert_eq!(namespace.dump(variant), before);
+        }
+        let said = agent(&namespace, &policy, &["-KI"]);
+        assert_eq!(
+            said,
+            [
+                "info: Created chain 'W' in table 'nat' of ipv4",
+                "info: Appended rule '-p tcp -m statistic --mode nth --every 2 --packet 0 -j DNAT --to-destination 10.9.0.1:5308' to chain 'W' in table 'nat' of ipv4",
+                "info: Appended rule '-p tcp -j DNAT --to-destination 10.9.0.2:5308' to chain 'W' in table 'nat' of ipv4",
+                "info: Appended rule '-p tcp -m tcp --dport 5308 -j W' to chain 'PREROUTING' in table 'nat' of ipv4",
+                "R: one repaired",
+                "R: class W_repaired",
+            ],
+            "{variant}"
+        );
+        assert_eq!(
+            agent(&namespace, &policy, &["-KI"]),
+            ["R: one kept", "R: class W_kept"],
+            "{variant}"
+        );
+        assert_eq!(
+            agent(&namespace, &policy, &["-KIn"])
+                .iter()
+                .filter(|line| line.starts_with("warning: Should"))
+                .count(),
+            0
+        );
+    }
+}
+
+#[test]
+fn warn_and_nop_change_nothing_and_other_policies_are_refused() {
+    for (action, expected) in [
+        ("warn_only", "Should create chain 'W'"),
+        ("nop", "Should create chain 'W'"),
+        (
+            "misspelt(\"wran\")",
+            "action_policy: \"wran\" is not one of: fix, warn, nop",
+        ),
+    ] {
+        let namespace = Namespace::new("f");
+        let text = promises(&format!(
+            r#"  iptables_balance: "W" destination_port => "80", backends => {{ "10.9.0.1" }}, action => {action}, classes => outcome("one");"#
+        ));
+        let before = namespace.dump("nft");
+        let said = agent(&namespace, &policy(&namespace, "p.cf", &text), &["-KI"]).join("\n");
+        assert!(
+            said.contains(expected) && said.contains("R: one failed"),
+            "{said}"
+        );
+        assert_eq!(namespace.dump("nft"), before);
+    }
+    let namespace = Namespace::new("f");
+    let text = promises(
+        r#"  iptables_balance: "W" destination_port => "80", backends => { "10.9.0.1" }, action => misspelt("fix"), classes => outcome("one");"#,
+    );
+    assert!(
+        agent(&namespace, &policy(&namespace, "p.cf", &text), &["-KI"])
+            .contains(&"R: one repaired".to_owned())
+    );
+}
+
+#[test]
+fn invalid_and_failed_promises_leave_their_neighbours_alone() {
+    let namespace = Namespace::new("f");
+    let text = promises(
+        r#"  iptables_balance:
+    "BAD" destination_port => "80", backends => { "10.9.0.1", "10.9.0.2 weight=-1" }, classes => outcome("one");
+    "UNKNOWN" destination_prot => "80", backends => { "10.9.0.1" };
+    "NAMED" name => "OTHER", destination_port => "80", backends => { "10.9.0.1" };
+    "W" destination_port => "80", backends => { "10.9.0.1" }, classes => outcome("two"), comment => "why", handle => "h", action => if_elapsed("0");"#,
+    );
+    let path = policy(&namespace, "p.cf", &text);
+    let said = agent(&namespace, &path, &["-KI"]).join("\n");
+    let place = path.display();
+    for line in [
+        &format!(
+            "error: backends[1].weight: '-1' is not between 0 and 2147483647 for iptables_balance promise with promiser 'BAD' ({place}:"
+        ),
+        "error: destination_prot: there is no such attribute; the nearest is 'destination_port' for iptables_balance promise with promiser 'UNKNOWN'",
+        "error: name: the promiser is the name; leave this out for iptables_balance promise with promiser 'NAMED'",
+        "R: one failed",
+        "R: two repaired",
+    ] {
+        assert!(said.contains(line), "{line}\n{said}");
+    }
+
+    // Something that fails on the host: the reason is said, and nothing is left.
+    let directory = namespace.stand_in(
+        "iptables-restore",
+        "#!/bin/sh\necho 'out of order' >&2\nexit 3\n",
+    );
+    let text = promises(
+        r#"  iptables_balance: "W" destination_port => "81", backends => { "10.9.0.1" }, classes => outcome("one");"#,
+    );
+    let path = policy(&namespace, "q.cf", &text);
+    let before = namespace.dump("nft");
+    let work = work_directory(&namespace);
+    let path_variable = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", directory.display());
+    let output = namespace.feed(
+        &[
+            "env",
+            &path_variable,
+            "cf-agent",
+            "-w",
+            work.to_str().unwrap(),
+            "-KI",
+            "-f",
+            path.to_str().unwrap(),
+        ],
+        "",
+    );
+    let said = shown(&output);
+    assert!(
+        said.contains(
+            "out of order; the host is as before for iptables_balance promise with promiser 'W'"
+        ) && said.contains("R: one failed")
+            && said.contains("class W_not_kept"),
+        "{said}"
+    );
+    assert!(!said.contains("CRITICAL"), "{said}");
+    assert_eq!(namespace.dump("nft"), before);
+}
+
+/// Every way in which CFEngine hands over the same list.
+#[test]
+fn all_forms_of_an_attribute_are_the_same() {
+    let namespace = Namespace::new("f");
+    let forms = [
+        r#"backends => { "10.9.0.1:5308 weight=70", "10.9.0.2:5308 weight=30" }"#,
+        r#"backends => "10.9.0.1:5308 weight=70, 10.9.0.2:5308 weight=30.000000""#,
+        "backends => @(container)",
+        "backends => @(reals)",
+        r#"backends => parsejson('[{"address": "10.9.0.1", "port": "5308", "weight": 70}, "10.9.0.2:5308 weight=30"]')"#,
+        r#"backends => storejson(@(container))"#,
+        r#"backends => mergedata("arr")"#,
+        "backends => @(list)",
+    ];
+    for (number, form) in forms.iter().enumerate() {
+        let text = promises(&format!(
+            r#"  vars:
+    "container" data => '[{{"address": "10.9.0.1", "port": 5308, "weight": 70}}, {{"address": "10.9.0.2", "port": 5308, "weight": 30}}]';
+    "reals" data => '[{{"address": "10.9.0.1", "port": 5308.0, "weight": 70.0}}, {{"address": "10.9.0.2", "port": 5308.0, "weight": 30.0}}]';
+    "list" slist => {{ "10.9.0.1:5308 weight=70", "10.9.0.2:5308 weight=30" }};
+    "arr[0][address]" string => "10.9.0.1";
+    "arr[0][port]" string => "5308";
+    "arr[0][weight]" string => "70";
+    "arr[1][address]" string => "10.9.0.2";
+    "arr[1][port]" string => "5308";
+    "arr[1][weight]" string => "30";
+  iptables_balance: "W" mode => "random", destination_port => "5308", masquerade => "no", forward => "False", wait => "5", {form}, classes => outcome("one");"#
+        ));
+        let said = agent(&namespace, &policy(&namespace, "p.cf", &text), &["-KI"]);
+        let expected = if number == 0 {
+            "R: one repaired"
+        } else {
+            "R: one kept"
+        };
+        assert!(said.contains(&expected.to_owned()), "{form}: {said:?}");
+    }
+}
+
+#[test]
+fn the_examples_do_what_they_say_and_balance_real_connections() {
+    let mut lab = Lab::new();
+    let gateway = &lab.gateway;
+    lab.servers.serve(
+        "tcp",
+        &[
+            "10.9.0.1:5308",
+            "10.9.0.2:5308",
+            "10.9.0.3:5308",
+            "10.9.0.4:5308",
+        ],
+    );
+    let warned = agent(gateway, &example(gateway, "warn.cf"), &["-KI"]);
+    assert!(
+        warned
+            .iter()
+            .all(|line| line.starts_with("warning: Should "))
+            && warned.len() == 4,
+        "{warned:?}"
+    );
+    let done = agent(gateway, &example(gateway, "hubs.cf"), &["-KI"]);
+    assert!(
+        done.contains(&"R: The balancer was set up".to_owned()),
+        "{done:?}"
+    );
+    assert_eq!(
+        agent(gateway, &example(gateway, "hubs.cf"), &["-KI"]),
+        [""; 0]
+    );
+    let answers = lab.client.connect("tcp", "10.8.0.1:5308", 8);
+    let expected: Vec<String> = (0..8).map(|n| format!("10.9.0.{}", n % 4 + 1)).collect();
+    assert_eq!(answers, expected);
+
+    let done = agent(gateway, &example(gateway, "weights.cf"), &["-KI"]);
+    assert!(
+        done.iter()
+            .any(|line| line.contains("--probability 0.42857142864")),
+        "{done:?}"
+    );
+    assert_eq!(
+        agent(gateway, &example(gateway, "weights.cf"), &["-KI"]),
+        [""; 0]
+    );
+    assert!(
+        agent(gateway, &example(gateway, "absent.cf"), &["-KI"])
+            .iter()
+            .all(|line| line.starts_with("info: Deleted"))
+    );
+    assert_eq!(
+        agent(gateway, &example(gateway, "absent.cf"), &["-KI"]),
+        [""; 0]
+    );
+    assert!(!gateway.dump("nft").contains("CFENGINE"));
+}
+
+/// The block that users copy is the one in the examples.
+#[test]
+fn the_module_definition_is_that_of_the_examples() {
+    let block = fs::read_to_string(Path::new(ROOT).join("module-spec/cfengine/enable.cf")).unwrap();
+    let path = block.lines().find(|line| line.contains("path =>")).unwrap();
+    for entry in fs::read_dir(Path::new(ROOT).join("examples/cfengine")).unwrap() {
+        let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+        assert!(text.contains(path) || text.starts_with('['), "{text}");
+    }
+    let cfbs: Value = serde_json::from_str(
+        &fs::read_to_string(Path::new(ROOT).join("module-spec/cfengine/cfbs.json")).unwrap(),
+    )
+    .unwrap();
+    assert!(
+        cfbs["provides"]["promise-type-iptables-balance"]["steps"][1]
+            .as_str()
+            .unwrap()
+            .contains("enable.cf")
+    );
+}
+
+// --- a strict stand-in ----------------------------------------------------------------------------------------------
+
+/// Holds the module to every rule that cf-agent has, and to some more.
+struct StandIn {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl StandIn {
+    fn start(namespace: &Namespace) -> Self {
+        let mut child = namespace
+            .command(&[PROGRAM])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = child.stdin.take();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self {
+            child,
+            input,
+            output,
+        }
+    }
+
+    fn greeted(namespace: &Namespace) -> Self {
+        let mut agent = Self::start(namespace);
+        agent.send(b"cf-agent 3.21.0 v1\n\n");
+        assert_eq!(
+            agent.message(),
+            concat!(
+                "iptables_balance ",
+                env!("CARGO_PKG_VERSION"),
+                " v1 json_based action_policy"
+            )
+        );
+        agent
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        let input = self.input.as_mut().unwrap();
+        input.write_all(bytes).unwrap();
+        input.flush().unwrap();
+    }
+
+    /// One line and the empty one after it.
+    fn message(&mut self) -> String {
+        let (mut line, mut empty) = (String::new(), String::new());
+        self.output.read_line(&mut line).unwrap();
+        self.output.read_line(&mut empty).unwrap();
+        assert_eq!(empty, "\n", "after {line}");
+        line.trim_end_matches('\n').to_owned()
+    }
+
+    fn ask(&mut self, bytes: &[u8]) -> Value {
+        self.send(&[bytes, b"\n\n"].concat());
+        let reply: Value = serde_json::from_str(&self.message()).unwrap();
+        lawful(&reply, bytes);
+        reply
+    }
+
+    fn promise(&mut self, operation: &str, promiser: &str, attributes: &Value) -> Value {
+        let request = json!({
+            "operation": operation, "promiser": promiser, "attributes": attributes, "filename": "p.cf", "line_number": 7,
+            "log_level": "notice", "promise_type": "iptables_balance",
+        });
+        self.ask(request.to_string().as_bytes())
+    }
+
+    /// The input ends; so must the module, having said nothing more.
+    fn end(mut self) -> (String, String, Option<i32>) {
+        drop(self.input.take());
+        let (mut rest, mut errors) = (String::new(), String::new());
+        self.output.read_to_string(&mut rest).unwrap();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut errors)
+            .unwrap();
+        (rest, errors, self.child.wait().unwrap().code())
+    }
+}
+
+/// What cf-agent checks, and what makes it abort.
+fn lawful(reply: &Value, request: &[u8]) {
+    let context = format!(
+        "{reply} to {}",
+        String::from_utf8_lossy(&request[..request.len().min(300)])
+    );
+    let logs = reply["log"]
+        .as_array()
+        .unwrap_or_else(|| panic!("no log: {context}"));
+    let has = |levels: &[&str]| {
+        logs.iter()
+            .any(|log| levels.contains(&log["level"].as_str().unwrap()))
+    };
+    for log in logs {
+        assert!(
+            [
+                "critical", "error", "warning", "notice", "info", "verbose", "debug"
+            ]
+            .contains(&log["level"].as_str().unwrap()),
+            "{context}"
+        );
+        let message = log["message"].as_str().unwrap();
+        assert!(
+            !message.is_empty()
+                && !message.ends_with('.')
+                && !message.contains('\n')
+                && !message.contains('`'),
+            "{context}"
+        );
+    }
+    let text = String::from_utf8_lossy(request);
+    let warned =
+        text.contains("\"action_policy\":\"warn\"") || text.contains("\"action_policy\":\"nop\"");
+    match (
+        reply["operation"].as_str().unwrap(),
+        reply["result"].as_str().unwrap(),
+    ) {
+        ("validate_promise", "valid") | ("terminate", "success") => {
+            assert!(logs.is_empty(), "{context}")
+        }
+        ("validate_promise", "invalid") => assert!(has(&["error", "critical"]), "{context}"),
+        ("evaluate_promise", "kept") => assert!(!has(&["info", "error"]), "{context}"),
+        ("evaluate_promise", "repaired") => assert!(has(&["info"]) && !warned, "{context}"),
+        ("evaluate_promise", "not_kept") => assert!(
+            has(&["error", "critical"]) || (warned && has(&["warning"])),
+            "{context}"
+        ),
+        (_, "error") => assert!(has(&["error", "critical"]), "{context}"),
+        _ => panic!("{context}"),
+    }
+    if let Some(classes) = reply.get("result_classes") {
+        assert!(
+            classes.as_array().unwrap().iter().all(Value::is_string),
+            "{context}"
+        );
+    }
+}
+
+fn hubs() -> Value {
+    json!({"destination_port": "80", "backends": "10.9.0.1,10.9.0.2"})
+}
+
+#[test]
+fn one_process_serves_many_promises_and_none_leaks_into_the_next() {
+    let namespace = Namespace::new("f");
+    let mut agent = StandIn::greeted(&namespace);
+    let mut random = hubs();
+    random["mode"] = json!("random");
+    random["wait"] = json!("3");
+    for (promiser, attributes) in [("ONE", &random), ("TWO", &hubs())] {
+        assert_eq!(
+            agent.promise("validate_promise", promiser, attributes)["result"],
+            "valid"
+        );
+        let reply = agent.promise("evaluate_promise", promiser, attributes);
+        assert_eq!(
+            (&reply["result"], &reply["result_classes"]),
+            (&json!("repaired"), &json!([format!("{promiser}_repaired")]))
+        );
+        assert_eq!(
+            agent.promise("evaluate_promise", promiser, attributes)["result"],
+            "kept"
+        );
+    }
+    let dump = namespace.dump("nft");
+    assert!(
+        dump.contains("-A ONE -p tcp -m statistic --mode random")
+            && dump.contains("-A TWO -p tcp -m statistic --mode nth"),
+        "{dump}"
+    );
+    // After a promise that is wrong, and after nonsense, the next is right.
+    let wrong = agent.promise(
+        "evaluate_promise",
+        "ONE",
+        &json!({"mode": "random", "backends": []}),
+    );
+    assert_eq!(
+        (&wrong["result"], agent.ask(b"nonsense")["result"].as_str()),
+        (&json!("not_kept"), Some("error"))
+    );
+    assert_eq!(
+        agent.promise("evaluate_promise", "TWO", &hubs())["result"],
+        "kept"
+    );
+    assert_eq!(
+        agent.promise("evaluate_promise", "TWO", &json!({"state": "absent"}))["result"],
+        "repaired"
+    );
+    assert_eq!(
+        agent.ask(b"{\"operation\":\"terminate\"}")["result"],
+        "success"
+    );
+    assert_eq!(agent.end(), (String::new(), String::new(), Some(0)));
+}
+
+#[test]
+fn whatever_comes_in_gets_exactly_one_reply() {
+    let namespace = Namespace::new("f");
+    let mut agent = StandIn::greeted(&namespace);
+    let long = "x".repeat(1_000_000);
+    let deep = "[".repeat(200_000);
+    for request in [
+        &b"{}"[..],
+        b"[]",
+        b"null",
+        b"\"\"",
+        b"}",
+        b"{\"operation\":7}",
+        b"{\"operation\":\"evaluate_promise\"}",
+        b"{\"operation\":\"evaluate_promise\",\"promiser\":\"W\"}",
+        b"{\"operation\":\"evaluate_promise\",\"promiser\":\"W\",\"attributes\":{}}",
+        b"{\"operation\":\"evaluate_promise\",\"promiser\":\"W\",\"attributes\":null}",
+        b"{\"operation\":\"evaluate_promise\",\"promiser\":\"W\",\"attributes\":\"x\"}",
+        b"{\"operation\":\"evaluate_promise\",\"promiser\":\"W\",\"attributes\":{\"mode\":\"\x01\x07\"}}",
+        b"{\"operation\":\"evaluate_promise\",\"promiser\":\"W\",\"attributes\":{\"mode\":\"caf\xe9\"}}",
+        b"{\"operation\":\"evaluate_promise\",\"promiser\":\"\xff\x00\"}",
+        b"{\"operation\":\"evaluate_promise\",\"promiser\":\"W\",\"attributes\":{\"mode\":\"nth\",\"mode\":\"nth\"}}",
+        b"{\"operation\":\"evaluate_promise\",\"promiser\":\"W\",\"attributes\":{\"action_policy\":7}}",
+        b"{\"operation\":\"validate_promise\",\"promiser\":\"W\",\"attributes\":{\"state\":\"gone\"}}",
+        b"{\"operation\":\"frobnicate\"}",
+        b"{\"operation\":\"\xf0\x9f\x92\xa9 `x` 'y'.\"}",
+        b"line one\nline two",
+        b"{\"operation\":\"validate_promise\"}\r",
+        deep.as_bytes(),
+        format!("{{\"operation\":\"{long}\"}}").as_bytes(),
+        format!("{{\"operation\":\"evaluate_promise\",\"promiser\":\"W\",\"attributes\":{{\"mode\":\"{long}\"}}}}").as_bytes(),
+        format!("{{\"operation\":\"evaluate_promise\",\"promiser\":\"{long}\"}}").as_bytes(),
+    ] {
+        let reply = agent.ask(request);
+        assert!(["error", "invalid", "not_kept"].contains(&reply["result"].as_str().unwrap()), "{reply}");
+    }
+    let backends: Vec<Value> = (0..10_000).map(|n| json!({"address": format!("10.{}.{}.{}", n >> 14, (n >> 7) & 127, (n & 127) + 1), "port": "80", "weight": "1.0000"})).collect();
+    let reply = agent.promise(
+        "validate_promise",
+        "W",
+        &json!({"mode": "random", "destination_port": "80", "backends": backends}),
+    );
+    assert_eq!(reply["result"], "valid", "{reply}");
+    assert_eq!(
+        agent.promise("evaluate_promise", "W", &hubs())["result"],
+        "repaired"
+    );
+    assert_eq!(agent.end(), (String::new(), String::new(), Some(0)));
+}
+
+#[test]
+fn requests_that_come_in_pieces_are_put_together() {
+    let namespace = Namespace::new("f");
+    let mut agent = StandIn::start(&namespace);
+    let request = json!({"operation": "validate_promise", "promiser": "W", "attributes": {"state": "absent"}}).to_string();
+    for piece in [
+        "cf-",
+        "agent 3.24.1 v1",
+        "\n",
+        "\n",
+        &request[..20],
+        &request[20..],
+        "\n",
+        "\n",
+    ] {
+        agent.send(piece.as_bytes());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(agent.message().starts_with("iptables_balance "));
+    assert!(agent.message().contains("\"result\":\"valid\""));
+    assert_eq!(agent.end(), (String::new(), String::new(), Some(0)));
+}
+
+#[test]
+fn the_end_of_the_input_and_a_closed_output_end_it_quietly() {
+    let namespace = Namespace::new("f");
+    for beginning in [
+        "cf-agent 3.21.0 v1",
+        "cf-agent 3.21.0 v1\n",
+        "cf-agent 3.21.0 v1\n\n",
+        "cf-agent 3.21.0 v1\n\n{\"operation\":",
+        "cf-agent 3.21.0 v1\n\n{\"operation\":\"terminate\"}\n",
+    ] {
+        let mut agent = StandIn::start(&namespace);
+        agent.send(beginning.as_bytes());
+        let (rest, errors, code) = agent.end();
+        assert!(
+            rest.lines().count() <= 2 && errors.is_empty() && code == Some(0),
+            "{beginning:?}: {rest}{errors}{code:?}"
+        );
+    }
+    let mut agent = StandIn::greeted(&namespace);
+    let StandIn {
+        child,
+        input,
+        output,
+    } = &mut agent;
+    let (_, closed) = std::io::pipe()
+        .map(|(reader, writer)| (reader, writer))
+        .unwrap();
+    drop(closed);
+    *output = BufReader::new(
+        Command::new("true")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+            .stdout
+            .take()
+            .unwrap(),
+    );
+    input.as_mut().unwrap().write_all(b"{}\n\n{}\n\n").ok();
+    drop(input.take());
+    let mut errors = String::new();
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut errors)
+        .unwrap();
+    assert_eq!(
+        (child.wait().unwrap().code(), errors.as_str()),
+        (Some(0), "")
+    );
+}
+
+/// Verbose messages only for who asked for them; all others always.
+#[test]
+fn log_levels() {
+    let namespace = Namespace::new("f");
+    let mut agent = StandIn::greeted(&namespace);
+    let mut ask = |level: &str| {
+        let mut request =
+            json!({"operation": "evaluate_promise", "promiser": "W", "attributes": hubs()});
+        request["log_level"] = json!(level);
+        let reply = agent.ask(request.to_string().as_bytes());
+        reply["log"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|log| log["level"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(ask("error"), ["info"; 4]);
+    assert_eq!(ask("info"), [""; 0]);
+    assert_eq!(ask("verbose"), ["verbose"]);
+    assert_eq!(ask("debug"), ["verbose"]);
+}
