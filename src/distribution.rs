@@ -1,10 +1,10 @@
 //! Who gets which share of the connections, read off the rules themselves.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use crate::rule::Target;
-use crate::ruleset::Owned;
+use crate::ruleset::{Owned, SavedRule};
 use crate::statistic::Share;
 
 /// A backend as a rule names it.
@@ -13,47 +13,61 @@ pub type Server = (IpAddr, Option<u16>);
 /// The share of each backend among the connections that come into `chain`.
 ///
 /// A connection is followed down the chain: each rule takes its part of what
-/// the rules above it let pass. What a rule that we cannot read takes is not
-/// known, and so nothing is said of what comes after it.
+/// the rules above it let pass. What a rule takes that we cannot read, and
+/// what comes back from a chain that is jumped to, is not known, and so nothing
+/// is said of what comes after it.
 #[must_use]
 pub fn shares(owned: &Owned, chain: &str) -> HashMap<Server, Share> {
     let mut shares = HashMap::new();
-    descend(owned, chain, Share::ALL, 0, &mut shares);
+    let mut reaching = HashMap::from([(chain, Share::ALL)]);
+    for name in in_order(owned, chain) {
+        let mut left = reaching.get(name).copied().unwrap_or(Share::NONE);
+        for rule in &owned.chains[name].rules {
+            let Some(meaning) = &rule.meaning else {
+                break;
+            };
+            let (taken, rest) = left.split(meaning.statistic);
+            let add = |sum: &mut Share| *sum = sum.and(taken);
+            match &meaning.target {
+                Target::Dnat { address, port } => {
+                    add(shares.entry((*address, *port)).or_insert(Share::NONE))
+                }
+                Target::Goto(next) => add(reaching.entry(next).or_insert(Share::NONE)),
+                Target::Jump(_) => break,
+            }
+            left = rest;
+        }
+    }
     shares
 }
 
-/// Follows that share through a chain; returns what comes out at its end.
-fn descend(
-    owned: &Owned,
-    chain: &str,
-    reaching: Share,
-    depth: u32,
-    shares: &mut HashMap<Server, Share>,
-) -> Share {
-    const DEEPEST: u32 = 64;
-    let mut left = reaching;
-    let Some(chain) = owned.chains.get(chain).filter(|_| depth < DEEPEST) else {
-        return left;
-    };
-    for rule in &chain.rules {
-        let Some(meaning) = &rule.meaning else {
-            return Share::NONE;
+/// The chains that can be reached, each after all that lead to it. Of chains
+/// that lead to each other in a circle some have to come before.
+fn in_order<'a>(owned: &'a Owned, chain: &'a str) -> Vec<&'a str> {
+    let mut order = Vec::new();
+    let mut seen = HashSet::new();
+    let mut path = vec![(chain, 0)];
+    while let Some((name, at)) = path.pop() {
+        let rules = owned.chains.get(name).map_or(&[][..], |chain| &chain.rules);
+        if at == 0 && (!owned.chains.contains_key(name) || !seen.insert(name)) {
+            continue;
+        }
+        let goto = |rule: &'a SavedRule| match &rule.meaning.as_ref()?.target {
+            Target::Goto(next) => Some(next.as_str()),
+            Target::Dnat { .. } | Target::Jump(_) => None,
         };
-        let (taken, rest) = left.split(meaning.statistic);
-        left = match &meaning.target {
-            Target::Dnat { address, port } => {
-                let share = shares.entry((*address, *port)).or_insert(Share::NONE);
-                *share = share.and(taken);
-                rest
-            }
-            Target::Goto(next) => {
-                descend(owned, next, taken, depth + 1, shares);
-                rest
-            }
-            Target::Jump(next) => rest.and(descend(owned, next, taken, depth + 1, shares)),
-        };
+        let next = rules
+            .iter()
+            .enumerate()
+            .skip(at)
+            .find_map(|(at, rule)| Some((at, goto(rule)?)));
+        match next {
+            Some((at, next)) => path.extend([(name, at + 1), (next, 0)]),
+            None => order.push(name),
+        }
     }
-    left
+    order.reverse();
+    order
 }
 
 #[cfg(test)]
@@ -104,21 +118,23 @@ mod tests {
     fn sub_chains_are_followed_and_loops_end() {
         let shares = shares_of(&[
             "W -m statistic --mode nth --every 2 --packet 0 -g W/a",
-            "W -m statistic --mode random --probability 0.5 -j W/b",
+            "W -m statistic --mode random --probability 0.5 -g W/b",
             "W -j DNAT --to-destination 192.0.2.9",
             "W/a -j DNAT --to-destination 192.0.2.1",
             "W/b -m statistic --mode random --probability 0.5 -j DNAT --to-destination 192.0.2.2",
+            "W/b -g W/a",
         ]);
         let expected = [
-            ("192.0.2.1", 0.5),
+            ("192.0.2.1", 0.625),
             ("192.0.2.2", 0.125),
-            ("192.0.2.9", 0.375),
+            ("192.0.2.9", 0.25),
         ];
         assert_eq!(
             shares,
             expected.map(|(address, share)| (address.to_owned(), share))
         );
-        assert_eq!(shares_of(&["W -j W"]), []);
+        assert_eq!(shares_of(&["W -g W"]), []);
+        assert_eq!(shares_of(&["W -g W/a", "W/a -g W"]), []);
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use crate::net::{Family, Protocol, Table};
-use crate::request::{Balancer, Destination, Jump, Mode, Name, Request, Wanted};
+use crate::request::{Backend, Balancer, Destination, Jump, Name, Pool, Request, Wanted};
 use crate::rule::{Rule, Target};
-use crate::schedule;
+use crate::schedule::{Branch, Node, To};
 
 /// All that a balancer is to own, in every family and table. What is not in
 /// it is not to be there.
@@ -48,8 +48,9 @@ impl Plan {
     pub fn new(request: &Request) -> Self {
         let mut parts = BTreeMap::new();
         if let Wanted::Present(balancer) = &request.wanted {
-            for family in balancer.families() {
-                parts.insert((family, Table::Nat), nat(&request.name, balancer, family));
+            for pool in &balancer.pools {
+                let part = nat(&request.name, balancer, pool);
+                parts.insert((pool.family, Table::Nat), part);
             }
         }
         Self {
@@ -65,16 +66,18 @@ impl Plan {
     }
 }
 
-fn nat(name: &Name, balancer: &Balancer, family: Family) -> Part {
+fn nat(name: &Name, balancer: &Balancer, pool: &Pool) -> Part {
     let jump = Target::Jump(name.as_str().to_owned());
     let lead = |rule| Lead {
         chain: "PREROUTING",
         rule,
         jump: balancer.jump,
     };
+    let nodes = pool.arrangement.chains.iter();
+    let chain = |node: &Node| (chain_name(name, node), servers(name, balancer, pool, node));
     Part {
-        chains: BTreeMap::from([(name.as_str().to_owned(), servers(balancer, family))]),
-        leads: entries(balancer, family, &jump)
+        chains: nodes.map(chain).collect(),
+        leads: entries(balancer, pool.family, &jump)
             .into_iter()
             .map(lead)
             .collect(),
@@ -82,28 +85,35 @@ fn nat(name: &Name, balancer: &Balancer, family: Family) -> Part {
     }
 }
 
-/// A rule for each piece of the schedule. DNAT to a port needs the protocol in
-/// the same rule, although nothing else gets here.
-fn servers(balancer: &Balancer, family: Family) -> Vec<Rule> {
-    let pool: Vec<_> = balancer.pool(family).collect();
-    let weights: Vec<u32> = pool.iter().map(|backend| backend.weight).collect();
-    let pieces = match balancer.mode {
-        Mode::Nth => schedule::nth(&weights),
-        Mode::Random => schedule::random(&weights),
-    };
-    let rule = |piece: schedule::Piece| {
-        let backend = pool[piece.backend];
-        let target = Target::Dnat {
-            address: backend.address,
-            port: backend.port,
+/// `NAME`, or `NAME/ID`
+fn chain_name(name: &Name, node: &Node) -> String {
+    match node.id.is_empty() {
+        true => name.as_str().to_owned(),
+        false => format!("{}/{}", name.as_str(), node.id),
+    }
+}
+
+/// A rule for each branch of the arrangement. DNAT to a port needs the protocol
+/// in the same rule, although nothing else gets here.
+fn servers(name: &Name, balancer: &Balancer, pool: &Pool, node: &Node) -> Vec<Rule> {
+    let rule = |branch: &Branch| {
+        let (protocol, target) = match branch.to {
+            To::Chain(next) => (
+                None,
+                Target::Goto(chain_name(name, &pool.arrangement.chains[next])),
+            ),
+            To::Backend(at) => {
+                let Backend { address, port, .. } = pool.backends[at];
+                (Some(balancer.protocol), Target::Dnat { address, port })
+            }
         };
         Rule {
-            protocol: Some(balancer.protocol),
-            statistic: piece.takes,
+            protocol,
+            statistic: branch.takes,
             ..Rule::to(target)
         }
     };
-    pieces.into_iter().map(rule).collect()
+    node.branches.iter().map(rule).collect()
 }
 
 /// One rule for every combination of source, destination and set of ports that

@@ -210,7 +210,7 @@ fn sentence(request: &Request, changes: usize, run: Run) -> String {
 }
 
 fn pool(balancer: &Balancer) -> String {
-    match balancer.backends.len() {
+    match balancer.pools.iter().map(|pool| pool.backends.len()).sum() {
         1 => "1 backend".to_owned(),
         more => format!("{more} backends"),
     }
@@ -219,20 +219,20 @@ fn pool(balancer: &Balancer) -> String {
 fn shares(request: &Request, balancer: &Balancer, after: &State) -> Vec<ReportedShare> {
     let nothing = Owned::default();
     let mut reported = Vec::new();
-    for family in balancer.families() {
+    for pool in &balancer.pools {
+        let family = pool.family;
         let owned = after
             .get(&family)
             .and_then(|ruleset| ruleset.tables.get(&Table::Nat));
         let shares = distribution::shares(owned.unwrap_or(&nothing), request.name.as_str());
-        reported.extend(balancer.pool(family).map(|backend| {
+        reported.extend(pool.backends.iter().map(|backend| {
+            let share = shares.get(&(backend.address, backend.port));
             ReportedShare {
                 family,
                 address: backend.address,
                 port: backend.port,
                 weight: backend.weight,
-                share: shares
-                    .get(&(backend.address, backend.port))
-                    .map_or(0.0, |share| share.as_f64()),
+                share: share.map_or(0.0, |share| share.as_f64()),
             }
         }));
     }

@@ -136,6 +136,12 @@ impl Share {
         Self(self.0.saturating_add(other.0))
     }
 
+    /// In units of 2^-64, so that many can be added.
+    #[must_use]
+    pub fn in_64_bits(self) -> u128 {
+        self.0 >> 63
+    }
+
     /// As a number from 0 to 1, for people and templates to read.
     #[must_use]
     #[allow(clippy::cast_precision_loss)]

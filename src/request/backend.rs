@@ -20,6 +20,30 @@ pub struct Backend {
     pub weight: u32,
 }
 
+impl Backend {
+    /// A number that depends on nothing but the address and port: FNV-1a over
+    /// their bytes, and then mixed as `SplitMix64` does, so that all its bits do.
+    #[must_use]
+    pub fn hash(&self) -> u64 {
+        let mut bytes = match self.address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        bytes.extend(self.port.unwrap_or(0).to_be_bytes());
+        let fnv =
+            |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        let mixed =
+            |hash: u64, shift: u32, factor: u64| (hash ^ hash >> shift).wrapping_mul(factor);
+        let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325, fnv);
+        let hash = mixed(
+            mixed(hash, 30, 0xbf58_476d_1ce4_e5b9),
+            27,
+            0x94d0_49bb_1331_11eb,
+        );
+        hash ^ hash >> 31
+    }
+}
+
 /// The list, without repetition.
 pub(super) fn backends(place: &Place) -> Result<Vec<Backend>, BadRequest> {
     let mut found: Vec<Backend> = Vec::new();

@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::net::{Family, Ports, Protocol};
-use crate::schedule;
+use crate::schedule::{self, Arranged, Arrangement};
 pub use backend::Backend;
 use backend::backends;
 pub use coerce::BadRequest;
@@ -57,8 +57,8 @@ pub enum Wanted {
 pub struct Balancer {
     /// In turn or by chance.
     pub mode: Mode,
-    /// As listed, both families, with those of weight 0.
-    pub backends: Vec<Backend>,
+    /// The families that have backends, in order.
+    pub pools: Vec<Pool>,
     /// The transport protocol.
     pub protocol: Protocol,
     /// The ports that are balanced.
@@ -73,19 +73,15 @@ pub struct Balancer {
     pub jump: Jump,
 }
 
-impl Balancer {
-    /// The families that have backends, in order.
-    pub fn families(&self) -> impl Iterator<Item = Family> + '_ {
-        let in_use = |family: &Family| self.pool(*family).next().is_some();
-        Family::BOTH.into_iter().filter(in_use)
-    }
-
-    /// The backends of one family, as listed.
-    pub fn pool(&self, family: Family) -> impl Iterator<Item = &Backend> + '_ {
-        self.backends
-            .iter()
-            .filter(move |backend| Family::of(backend.address) == family)
-    }
+/// The backends of one family. At least one has a weight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Whose connections they share.
+    pub family: Family,
+    /// As listed, with those of weight 0.
+    pub backends: Vec<Backend>,
+    /// How the rules give each its share.
+    pub arrangement: Arrangement,
 }
 
 /// To whom a connection must be addressed to be balanced.
@@ -237,16 +233,17 @@ fn wanted(wire: &Wire) -> Result<Wanted, BadRequest> {
     let ports = given("destination_port", &wire.destination_port)
         .map(|place| ports(&place))
         .transpose()?;
-    let balancer = Balancer {
+    let mut balancer = Balancer {
         mode: word("mode", &wire.mode, Mode::WORDS)?,
         protocol: word("protocol", &wire.protocol, PROTOCOLS)?,
         destination: destination(wire)?,
         sources: networks("source", &wire.source)?,
         in_interface: interface("in_interface", &wire.in_interface)?,
         jump: word("jump", &wire.jump, Jump::WORDS)?,
-        backends: backends.clone().unwrap_or_default(),
         destination_ports: ports.clone().unwrap_or_default(),
+        pools: Vec::new(),
     };
+    let layout = word("layout", &wire.layout, Layout::WORDS)?;
     let not_yet = gateway(wire)?;
     let not_yet_persistent = asks_to_persist(&wire.persist)?;
     match state {
@@ -255,12 +252,12 @@ fn wanted(wire: &Wire) -> Result<Wanted, BadRequest> {
             false => Ok(Wanted::Absent),
         },
         State::Present => {
-            if backends.is_none() {
+            let Some(backends) = backends else {
                 return Err(BadRequest::new(
                     "backends",
                     "is missing; it lists the servers",
                 ));
-            }
+            };
             if ports.is_none() {
                 let problem = "is missing; it says what is balanced, and \"0:65535\" is every port";
                 return Err(BadRequest::new("destination_port", problem));
@@ -268,7 +265,9 @@ fn wanted(wire: &Wire) -> Result<Wanted, BadRequest> {
             if let Some(path) = not_yet {
                 return Err(not_available(path));
             }
-            balancer.checked().map(Wanted::Present)
+            balancer.pools = pools(&backends, balancer.mode, layout)?;
+            balancer.check_networks()?;
+            Ok(Wanted::Present(balancer))
         }
     }
 }
@@ -309,10 +308,6 @@ fn gateway(wire: &Wire) -> Result<Option<&'static str>, BadRequest> {
     }
     word("when_empty", &wire.when_empty, WhenEmpty::WORDS)?;
     let asked = [
-        (
-            "layout",
-            word("layout", &wire.layout, Layout::WORDS)? == Layout::Tree,
-        ),
         (
             "local_traffic",
             optional_flag("local_traffic", &wire.local_traffic)?,
@@ -384,31 +379,20 @@ fn snat_addresses(place: &Place) -> Result<Vec<IpAddr>, BadRequest> {
 }
 
 impl Balancer {
-    /// What must hold between the attributes.
-    fn checked(self) -> Result<Self, BadRequest> {
-        if self.backends.is_empty() {
-            return Err(BadRequest::new(
-                "backends",
-                "is empty; an empty pool is not available yet in this version",
-            ));
-        }
+    /// A network of a family without backends, or backends of a family that no
+    /// network is of, would silently get nothing.
+    fn check_networks(&self) -> Result<(), BadRequest> {
         if let Destination::Networks(networks) = &self.destination {
             self.check_families("destination", networks)?;
         }
-        self.check_families("source", &self.sources)?;
-        for family in self.families() {
-            self.check_weights(family)?;
-        }
-        Ok(self)
+        self.check_families("source", &self.sources)
     }
 
-    /// A network of a family without backends, or backends of a family that no
-    /// network is of, would silently get nothing.
     fn check_families(&self, path: &str, networks: &[IpNet]) -> Result<(), BadRequest> {
         let family_of = |network: &IpNet| Family::of(network.addr());
         for (at, network) in networks.iter().enumerate() {
             let family = family_of(network);
-            if self.pool(family).next().is_none() {
+            if !self.pools.iter().any(|pool| pool.family == family) {
                 let problem = format!(
                     "`{network}` is {}, but no backend is; add one or leave it out",
                     family.title()
@@ -416,7 +400,7 @@ impl Balancer {
                 return Err(BadRequest::new(format!("{path}[{at}]"), problem));
             }
         }
-        for family in self.families() {
+        for family in self.pools.iter().map(|pool| pool.family) {
             if !networks.is_empty() && !networks.iter().any(|network| family_of(network) == family)
             {
                 let problem = format!(
@@ -428,49 +412,95 @@ impl Balancer {
         }
         Ok(())
     }
+}
 
-    fn check_weights(&self, family: Family) -> Result<(), BadRequest> {
-        let weights: Vec<u32> = self.pool(family).map(|backend| backend.weight).collect();
-        if weights.iter().all(|weight| *weight == 0) {
-            let problem = format!(
-                "no {} backend has a weight; an empty pool is not available yet in this version",
-                family.title()
-            );
-            return Err(BadRequest::new("backends", problem));
-        }
-        match self.mode {
-            Mode::Nth => match schedule::slots(&weights) {
-                slots if slots > schedule::SLOTS_MAX => Err(BadRequest::new(
-                    "backends",
-                    format!(
-                        "these weights need {slots} turns, more than the {} that are available; take smaller weights, or `mode: random`",
-                        schedule::SLOTS_MAX,
-                    ),
-                )),
-                _ => Ok(()),
-            },
-            Mode::Random => match schedule::inexpressible(&weights) {
-                None => Ok(()),
-                Some(at) => {
-                    let (index, backend) = self.indexed(family, at);
-                    Err(BadRequest::new(
-                        format!("backends[{index}].weight"),
-                        format!(
-                            "`{}` is too small beside the others: the kernel's chances are whole numbers of 2^-31; take less unequal weights",
-                            backend.weight,
-                        ),
-                    ))
-                }
-            },
+/// The backends by family, each arranged into chains.
+fn pools(backends: &[Backend], mode: Mode, layout: Layout) -> Result<Vec<Pool>, BadRequest> {
+    if backends.is_empty() {
+        let problem = "is empty; an empty pool is not available yet in this version";
+        return Err(BadRequest::new("backends", problem));
+    }
+    let mut pools = Vec::new();
+    for family in Family::BOTH {
+        let of_family = |at: &usize| Family::of(backends[*at].address) == family;
+        let places: Vec<usize> = (0..backends.len()).filter(of_family).collect();
+        if !places.is_empty() {
+            pools.push(pool(family, &places, backends, mode, layout)?);
         }
     }
+    Ok(pools)
+}
 
-    /// The backend that is `at`-th in its pool, and its place in the list.
-    fn indexed(&self, family: Family, at: usize) -> (usize, &Backend) {
-        let of_family = |(_, backend): &(usize, &Backend)| Family::of(backend.address) == family;
-        let mut pool = self.backends.iter().enumerate().filter(of_family);
-        pool.nth(at).unwrap_or((0, &self.backends[0]))
+fn pool(
+    family: Family,
+    places: &[usize],
+    backends: &[Backend],
+    mode: Mode,
+    layout: Layout,
+) -> Result<Pool, BadRequest> {
+    let backends: Vec<Backend> = places.iter().map(|at| backends[*at].clone()).collect();
+    if backends.iter().all(|backend| backend.weight == 0) {
+        let problem = format!(
+            "no {} backend has a weight; an empty pool is not available yet in this version",
+            family.title()
+        );
+        return Err(BadRequest::new("backends", problem));
     }
+    let to_arrange = |backend: &Backend| schedule::Backend {
+        hash: backend.hash(),
+        weight: backend.weight,
+    };
+    let arranged: Vec<_> = backends.iter().map(to_arrange).collect();
+    match schedule::arrange(mode, layout, &arranged) {
+        Arranged::Fits(arrangement) => Ok(Pool {
+            family,
+            backends,
+            arrangement,
+        }),
+        Arranged::TooManyRules => Err(too_many_rules(&backends)),
+        Arranged::TooSmall(at) => Err(BadRequest::new(
+            format!("backends[{}].weight", places[at]),
+            format!(
+                "`{}` is too small beside the others: the kernel's chances are whole numbers of 2^-31; take less unequal weights",
+                backends[at].weight,
+            ),
+        )),
+    }
+}
+
+/// Names the nearest weights of which a round has a few turns for each backend.
+fn too_many_rules(backends: &[Backend]) -> BadRequest {
+    const SHOWN: usize = 12;
+    let weights: Vec<u32> = backends.iter().map(|backend| backend.weight).collect();
+    let mut shown: Vec<String> = smaller(&weights)
+        .iter()
+        .take(SHOWN)
+        .map(u32::to_string)
+        .collect();
+    if weights.len() > SHOWN {
+        shown.push("...".to_owned());
+    }
+    let problem = format!(
+        "these weights need more than {} rules to be exact in turn; take the nearest small ones, {}, or `mode: random`",
+        schedule::rules_max(backends.len()),
+        shown.join(", "),
+    );
+    BadRequest::new("backends", problem)
+}
+
+/// Weights in nearly the same proportions of which a round has about eight
+/// turns for each. Nobody loses all turns.
+fn smaller(weights: &[u32]) -> Vec<u32> {
+    const TURNS: u64 = 8;
+    let sum: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();
+    let turns = TURNS * weights.len() as u64;
+    let scaled = |weight: &u32| {
+        let nearest = (u64::from(*weight) * turns + sum / 2) / sum.max(1);
+        u32::try_from(nearest)
+            .unwrap_or(u32::MAX)
+            .max(u32::from(*weight > 0))
+    };
+    weights.iter().map(scaled).collect()
 }
 
 #[cfg(test)]

@@ -1,0 +1,443 @@
+//! Backends into chains: one, or a tree of them.
+//!
+//! Through one chain a connection visits half of the rules on average. A tree
+//! makes that the logarithm: each chain sends a part of its connections on to a
+//! chain of their own, and goes on with the others.
+//!
+//! - **In turn**, backends of equal weight are dealt out like cards: of an even
+//!   number every second one goes to the other chain, so the first connection
+//!   gets the first backend, the second the second, and so on. Of an odd
+//!   number the first is served right there. Unequal weights are shared out
+//!   among their classes first, each of which is then a pool of equals.
+//! - **By chance**, a backend's place follows from its own address and port: at
+//!   each branching the next bit of their hash decides. So one that comes, goes
+//!   or changes its weight changes the one rule of each branching on its way,
+//!   and nothing else. What has a quarter of a chain's weight or more is served
+//!   right there, so that large shares are never deep.
+
+use std::collections::BTreeMap;
+
+use super::chances::{Pool, Split};
+use super::turns;
+use crate::statistic::{Share, Statistic};
+
+/// What is to be known of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// A number of its own, that stays the same; of it [`HASH_BITS`] are used.
+    pub hash: u64,
+    /// Its weight.
+    pub weight: u32,
+}
+
+/// How many bits of the hashes decide about places.
+const HASH_BITS: u32 = 36;
+
+/// Chains with what their rules take, the main one first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrangement {
+    /// Never empty. Each chain but the first is reached from others.
+    pub chains: Vec<Node>,
+}
+
+/// A chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// What follows `NAME/`, at most 7 letters; empty for the main chain.
+    pub id: String,
+    /// Its rules. The last one takes whatever reaches it.
+    pub branches: Vec<Branch>,
+}
+
+/// A rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Branch {
+    /// What it takes of what reaches it.
+    pub takes: Statistic,
+    /// Where that goes.
+    pub to: To,
+}
+
+/// Where connections go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// To the backend at that place of the list.
+    Backend(usize),
+    /// On with the chain at that place.
+    Chain(usize),
+}
+
+/// What came of arranging.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arranged {
+    /// This.
+    Fits(Arrangement),
+    /// In turn it would take more rules than [`rules_max`], or turns than
+    /// `--every` can count.
+    TooManyRules,
+    /// The share of the backend at that place is too small for the kernel's
+    /// chances.
+    TooSmall(usize),
+}
+
+/// The most rules that may be spent on a pool of that many backends in turn.
+/// More would cost every new connection more than a round that is a little
+/// less exact would cost anybody: eight for each backend, and 32 for small
+/// pools with large weights.
+#[must_use]
+pub fn rules_max(backends: usize) -> usize {
+    8 * backends + 32
+}
+
+/// One chain, in turn. Backends without weight have no rule; not all may be
+/// without.
+#[must_use]
+pub fn flat_in_turn(backends: &[Backend]) -> Arranged {
+    let weights: Vec<u64> = backends
+        .iter()
+        .map(|backend| u64::from(backend.weight))
+        .collect();
+    let Some(pieces) = turns::nth(&weights, turns::EFFORT) else {
+        return Arranged::TooManyRules;
+    };
+    let mut draft = Draft::new();
+    for piece in pieces {
+        draft.add(MAIN, piece.takes, To::Backend(piece.part));
+    }
+    draft.in_turn(backends)
+}
+
+/// One chain, by chance.
+#[must_use]
+pub fn flat_by_chance(backends: &[Backend]) -> Arranged {
+    let mut draft = Draft::new();
+    let listed = with_weight(backends);
+    draft.share_out(MAIN, &listed, backends, Pool::all(sum(&listed, backends)));
+    draft.by_chance()
+}
+
+/// A tree of chains, in turn.
+#[must_use]
+pub fn tree_in_turn(backends: &[Backend]) -> Arranged {
+    let mut classes: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+    for at in with_weight(backends) {
+        classes.entry(backends[at].weight).or_default().push(at);
+    }
+    let classes: Vec<Class> = classes
+        .into_iter()
+        .rev()
+        .map(|(weight, members)| Class { weight, members })
+        .collect();
+    let mut draft = Draft::new();
+    let effort = turns::EFFORT / classes.len().max(1);
+    match draft.deal_classes(MAIN, classes, effort) {
+        Some(()) => draft.in_turn(backends),
+        None => Arranged::TooManyRules,
+    }
+}
+
+/// A tree of chains, by chance.
+#[must_use]
+pub fn tree_by_chance(backends: &[Backend]) -> Arranged {
+    let mut places = with_weight(backends);
+    places.sort_by_key(|at| {
+        (
+            backends[*at].hash & ((1 << HASH_BITS) - 1),
+            backends[*at].hash,
+        )
+    });
+    let mut draft = Draft::new();
+    let pool = Pool::all(sum(&places, backends));
+    draft.branch_out(MAIN, places, backends, pool, 0);
+    draft.by_chance()
+}
+
+fn with_weight(backends: &[Backend]) -> Vec<usize> {
+    (0..backends.len())
+        .filter(|at| backends[*at].weight > 0)
+        .collect()
+}
+
+fn sum(places: &[usize], backends: &[Backend]) -> u64 {
+    places
+        .iter()
+        .map(|at| u64::from(backends[*at].weight))
+        .sum()
+}
+
+impl Arrangement {
+    /// The sum over all rules of the share that visits them, in units of
+    /// 2^-64: how many rules a connection visits on average.
+    #[must_use]
+    pub fn visits(&self) -> u128 {
+        let mut reaching = vec![Share::NONE; self.chains.len()];
+        reaching[MAIN] = Share::ALL;
+        let mut visits = 0;
+        // A chain is always made after the first that leads to it.
+        for at in 0..self.chains.len() {
+            let mut left = reaching[at];
+            for branch in &self.chains[at].branches {
+                visits += left.in_64_bits();
+                let (taken, rest) = left.split(branch.takes);
+                if let To::Chain(next) = branch.to {
+                    reaching[next] = reaching[next].and(taken);
+                }
+                left = rest;
+            }
+        }
+        visits
+    }
+
+    fn rules(&self) -> usize {
+        self.chains.iter().map(|chain| chain.branches.len()).sum()
+    }
+}
+
+/// Backends of equal weight, as listed.
+struct Class {
+    weight: u32,
+    members: Vec<usize>,
+}
+
+impl Class {
+    fn total(&self) -> u64 {
+        u64::from(self.weight) * self.members.len() as u64
+    }
+}
+
+/// The place of the main chain.
+const MAIN: usize = 0;
+
+/// An arrangement in the making.
+struct Draft {
+    chains: Vec<Node>,
+    /// Who has lost his share to rounding.
+    lost: Option<usize>,
+}
+
+impl Draft {
+    fn new() -> Self {
+        let main = Node {
+            id: String::new(),
+            branches: Vec::new(),
+        };
+        Self {
+            chains: vec![main],
+            lost: None,
+        }
+    }
+
+    fn chain(&mut self, id: String) -> usize {
+        self.chains.push(Node {
+            id,
+            branches: Vec::new(),
+        });
+        self.chains.len() - 1
+    }
+
+    /// Numbered in the order in which they are made.
+    fn next_chain(&mut self) -> usize {
+        self.chain((self.chains.len() - 1).to_string())
+    }
+
+    fn add(&mut self, chain: usize, takes: Statistic, to: To) {
+        self.chains[chain].branches.push(Branch { takes, to });
+    }
+
+    fn in_turn(self, backends: &[Backend]) -> Arranged {
+        let arrangement = Arrangement {
+            chains: self.chains,
+        };
+        // In a tree there is a rule for each branching too.
+        match arrangement.rules() > rules_max(2 * backends.len()) {
+            true => Arranged::TooManyRules,
+            false => Arranged::Fits(arrangement),
+        }
+    }
+
+    fn by_chance(self) -> Arranged {
+        match self.lost {
+            Some(backend) => Arranged::TooSmall(backend),
+            None => Arranged::Fits(Arrangement {
+                chains: self.chains,
+            }),
+        }
+    }
+
+    // --- in turn ------------------------------------------------------------
+
+    /// Deals equals out, from the first card on.
+    fn deal(&mut self, chain: usize, mut members: Vec<usize>) {
+        let one_in = |every: usize| Statistic::Nth {
+            every: u32::try_from(every).unwrap_or(u32::MAX),
+            packet: 0,
+        };
+        while members.len() > 1 {
+            if members.len() % 2 == 1 {
+                self.add(chain, one_in(members.len()), To::Backend(members[0]));
+                members.remove(0);
+                continue;
+            }
+            let every_second = |from: usize| {
+                members
+                    .iter()
+                    .skip(from)
+                    .step_by(2)
+                    .copied()
+                    .collect::<Vec<_>>()
+            };
+            let (one, other) = (every_second(0), every_second(1));
+            let to = self.dealt(one);
+            self.add(chain, one_in(2), to);
+            members = other;
+        }
+        if let [last] = members[..] {
+            self.add(chain, Statistic::Always, To::Backend(last));
+        }
+    }
+
+    /// Where to send what is meant for these equals: to a chain of theirs.
+    fn dealt(&mut self, members: Vec<usize>) -> To {
+        if let [only] = members[..] {
+            return To::Backend(only);
+        }
+        let chain = self.next_chain();
+        self.deal(chain, members);
+        To::Chain(chain)
+    }
+
+    /// Shares out among classes, a few at a time; `None` when the turns cannot
+    /// be counted.
+    fn deal_classes(&mut self, chain: usize, mut classes: Vec<Class>, effort: usize) -> Option<()> {
+        const AT_ONCE: usize = 6;
+        if classes.len() == 1 {
+            self.deal(
+                chain,
+                classes.pop().map(|class| class.members).unwrap_or_default(),
+            );
+            return Some(());
+        }
+        let mut groups: Vec<Vec<Class>> = match classes.len() <= AT_ONCE {
+            true => classes.into_iter().map(|class| vec![class]).collect(),
+            false => {
+                let half = classes.split_off(classes.len() / 2);
+                vec![classes, half]
+            }
+        };
+        let totals: Vec<u64> = groups
+            .iter()
+            .map(|group| group.iter().map(Class::total).sum())
+            .collect();
+        let pieces = turns::nth(&totals, effort)?;
+        let mut places: Vec<Option<To>> = vec![None; groups.len()];
+        let last = pieces.len() - 1;
+        for (at, piece) in pieces.iter().enumerate() {
+            let group = std::mem::take(&mut groups[piece.part]);
+            let to = match places[piece.part] {
+                Some(to) => to,
+                // Nobody else leads there: it goes on right here.
+                None if at == last => return self.deal_classes(chain, group, effort),
+                None => self.dealt_classes(group, effort)?,
+            };
+            places[piece.part] = Some(to);
+            self.add(chain, piece.takes, to);
+        }
+        Some(())
+    }
+
+    fn dealt_classes(&mut self, mut classes: Vec<Class>, effort: usize) -> Option<To> {
+        if classes.len() == 1 {
+            return classes.pop().map(|class| self.dealt(class.members));
+        }
+        let chain = self.next_chain();
+        self.deal_classes(chain, classes, effort)?;
+        Some(To::Chain(chain))
+    }
+
+    // --- by chance ----------------------------------------------------------
+
+    /// One after the other; returns nothing to share out.
+    fn share_out(&mut self, chain: usize, places: &[usize], backends: &[Backend], mut pool: Pool) {
+        for at in places {
+            let split = pool.split(u64::from(backends[*at].weight));
+            self.branch(chain, split, To::Backend(*at), *at);
+            pool = split.rest;
+        }
+    }
+
+    /// A rule by chance; `witness` is who loses if the chance is none, or if
+    /// it leaves nothing to those after it.
+    fn branch(&mut self, chain: usize, split: Split, to: To, witness: usize) {
+        let nothing = split.chance.units() == 0;
+        let everything = split.chance.complement().units() == 0;
+        if nothing || (everything && split.rest.weight() > 0) {
+            self.lost.get_or_insert(witness);
+        }
+        self.add(chain, Statistic::Random(split.chance).simplest(), to);
+    }
+
+    /// Those in `places`, sorted by hash, agree in the bits before `bit`.
+    fn branch_out(
+        &mut self,
+        chain: usize,
+        mut places: Vec<usize>,
+        backends: &[Backend],
+        mut pool: Pool,
+        mut bit: u32,
+    ) {
+        const LARGE: u64 = 4;
+        loop {
+            let whole = pool.weight();
+            let is_large = |at: &usize| u64::from(backends[*at].weight) * LARGE >= whole;
+            let (large, small): (Vec<usize>, Vec<usize>) = places.into_iter().partition(is_large);
+            let split_at = first_difference(&small, backends, bit);
+            for at in &large {
+                let split = pool.split(u64::from(backends[*at].weight));
+                self.branch(chain, split, To::Backend(*at), *at);
+                pool = split.rest;
+            }
+            let Some(split_at) = split_at else {
+                return self.share_out(chain, &small, backends, pool);
+            };
+            let (ones, zeros): (Vec<usize>, Vec<usize>) = small
+                .into_iter()
+                .partition(|at| bit_of(backends[*at].hash, split_at));
+            let split = pool.split(sum(&ones, backends));
+            let witness = ones[0];
+            let to = match ones[..] {
+                [only] => To::Backend(only),
+                _ => {
+                    let next = self.chain(id(backends[witness].hash, split_at));
+                    self.branch_out(next, ones, backends, split.taken, split_at + 1);
+                    To::Chain(next)
+                }
+            };
+            self.branch(chain, split, to, witness);
+            (places, pool, bit) = (zeros, split.rest, split_at + 1);
+        }
+    }
+}
+
+/// The first bit from `bit` on in which not all agree.
+fn first_difference(places: &[usize], backends: &[Backend], bit: u32) -> Option<u32> {
+    let (first, last) = (places.first()?, places.last()?);
+    // They are sorted, so the first and the last differ first.
+    (bit..HASH_BITS)
+        .find(|bit| bit_of(backends[*first].hash, *bit) != bit_of(backends[*last].hash, *bit))
+}
+
+/// A bit of a hash, from the highest of those that are used.
+fn bit_of(hash: u64, bit: u32) -> bool {
+    hash >> (HASH_BITS - 1 - bit) & 1 == 1
+}
+
+/// The name of the chain of all whose hashes begin like this one, up to and
+/// including that bit: 6 bits that say how many, and those 36, in 7 letters.
+fn id(hash: u64, bit: u32) -> String {
+    const LETTERS: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.";
+    let unused = HASH_BITS - 1 - bit;
+    let prefix = (hash & ((1 << HASH_BITS) - 1)) >> unused << unused;
+    let number = prefix << 6 | u64::from(bit);
+    let letter = |place: u32| char::from(LETTERS[(number >> (6 * place) & 63) as usize]);
+    (0..7).rev().map(letter).collect()
+}
