@@ -11,6 +11,7 @@ def in_a_network_of_our_own():
     if "BENCH_INSIDE" not in os.environ:
         os.environ["BENCH_INSIDE"] = "1"
         os.environ["XTABLES_LOCKFILE"] = f"/tmp/bench-{os.getpid()}.lock"
+        os.environ["IPTABLES_BALANCE_LOCKFILE"] = f"/tmp/bench-{os.getpid()}.balance.lock"
         user = [] if os.geteuid() == 0 else ["--map-root-user"]
         os.execvp("unshare", ["unshare", *user, "--net", sys.executable, *sys.argv])
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

@@ -33,7 +33,7 @@ fi
 
 if [[ -z ${IPTABLES_BALANCE:-} ]]; then
   if ! command -v cargo >/dev/null; then
-    echo "cargo is missing, 1.88 or newer. Install it with rustup (package rustup, then: rustup default stable)" >&2
+    echo "cargo is missing, 1.89 or newer. Install it with rustup (package rustup, then: rustup default stable)" >&2
     exit 1
   fi
   say "Building"
@@ -86,6 +86,7 @@ read -r line <&"${SERVERS[0]}"
 # --- the main job ---------------------------------------------------------------------------------------------------
 mkdir "$scratch/library"
 cp "$IPTABLES_BALANCE" "$scratch/library/iptables_balance"
+export IPTABLES_BALANCE_LOCKFILE=$scratch/lock
 export ANSIBLE_LIBRARY=$scratch/library ANSIBLE_REMOTE_TMP=$scratch/remote ANSIBLE_NOCOWS=1 HOME=$scratch LC_ALL=C.UTF-8
 play() {
   in_ $gateway ansible-playbook -i examples/ansible/inventory.ini examples/ansible/nth.yml "$@" | tee "$scratch/play"

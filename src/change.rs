@@ -150,26 +150,35 @@ fn edit(action: &Action, rules: &mut Vec<SavedRule>) {
     }
 }
 
-/// A new lead's place among the rules of others is not known, only that it
-/// comes before or after our other leads.
+/// Places of leads count all rules of their chain, those of others too. What
+/// goes to the end comes after all that is known.
 fn edit_leads(action: &Action, chain: &str, leads: &mut Vec<Lead>) {
     let lead = |position, rule: &SavedRule| Lead {
         chain: chain.to_owned(),
         position,
         rule: rule.clone(),
     };
+    let shift = |leads: &mut Vec<Lead>, from: u32, by: i32| {
+        for lead in leads.iter_mut().filter(|lead| lead.chain == chain) {
+            if (from..u32::MAX).contains(&lead.position) {
+                lead.position = lead.position.saturating_add_signed(by);
+            }
+        }
+    };
     match action {
         Action::Append(rule) => leads.push(lead(u32::MAX, rule)),
         Action::Insert(at, rule) => {
+            shift(leads, *at, 1);
             let earlier = |other: &Lead| other.chain == chain && other.position < *at;
             let index = leads.iter().rposition(earlier).map_or(0, |index| index + 1);
             leads.insert(index, lead(*at, rule));
         }
         Action::DeleteFirst(rule) => {
-            let gone = leads
-                .iter()
-                .position(|lead| lead.chain == chain && lead.rule == *rule);
-            gone.map(|index| leads.remove(index));
+            let first = |lead: &Lead| lead.chain == chain && lead.rule == *rule;
+            if let Some(index) = leads.iter().position(first) {
+                let gone = leads.remove(index);
+                shift(leads, gone.position, -1);
+            }
         }
         Action::CreateChain
         | Action::Replace { .. }

@@ -9,10 +9,10 @@ use lexopt::{Arg, Parser, ValueExt};
 use crate::asked::Asked;
 use crate::converge::Run;
 use crate::diff;
-use crate::net::Family;
+use crate::net::{Family, Table};
 use crate::plan::Plan;
 use crate::report::Report;
-use crate::request::Request;
+use crate::request::{Request, Wanted};
 use crate::restore;
 use crate::ruleset::Ruleset;
 use crate::{schema, text};
@@ -256,7 +256,7 @@ fn planned(
         (None, used, _) => used.to_vec(),
     };
     let found = match current {
-        Some(dump) => Ruleset::read(dump, &request.name)?,
+        Some(dump) => current_state(dump, request)?,
         None => Ruleset::default(),
     };
     let mut text = Vec::new();
@@ -271,4 +271,18 @@ fn planned(
         text.extend(transaction);
     }
     Ok(text)
+}
+
+/// What the dump has in the tables that `apply` would look at.
+fn current_state(dump: &[u8], request: &Request) -> Result<Ruleset, Misused> {
+    let mut found = Ruleset::read(dump, &request.name)?;
+    if found.unreadable.iter().any(|table| table == "nat") {
+        return Err(Misused(
+            "--current: table `nat` has rules that `nft` made and iptables cannot show".to_owned(),
+        ));
+    }
+    if request.wanted != Wanted::Absent {
+        found.tables.retain(|table, _| *table == Table::Nat);
+    }
+    Ok(found)
 }

@@ -63,20 +63,23 @@ pub fn converge(host: &impl Host, request: &Request, run: Run) -> Result<Outcome
     let plan = Plan::new(request);
     let mut before = read(host, request, &plan, Counters::Left)?;
     let mut changes = missing(&plan, &before);
-    if run == Run::Apply && !changes.is_empty() && before.values().any(|found| !found.is_empty()) {
+    let _lock = match run {
+        Run::Apply if !changes.is_empty() => Some(host.lock()?),
+        Run::Apply | Run::Check => None,
+    };
+    if !changes.is_empty() {
         before = read(host, request, &plan, Counters::Taken)?;
         changes = missing(&plan, &before);
     }
     let foretold = before
         .iter()
-        .map(|(family, found)| (*family, applied(&changes, *family, found)))
-        .collect();
+        .map(|(family, found)| (*family, applied(&changes, *family, found)));
     let mut outcome = Outcome {
         variant: host.variant(),
+        after: foretold.collect(),
+        warnings: warnings(host, &before),
         before,
-        after: foretold,
         changes,
-        warnings: warnings(host),
         failure: None,
     };
     if run == Run::Check || outcome.changes.is_empty() {
@@ -89,15 +92,23 @@ pub fn converge(host: &impl Host, request: &Request, run: Run) -> Result<Outcome
     Ok(outcome)
 }
 
-fn warnings(host: &impl Host) -> Vec<String> {
+fn warnings(host: &impl Host, found: &State) -> Vec<String> {
     let other = match host.variant() {
-        Variant::Nft => Variant::Legacy,
-        Variant::Legacy => Variant::Nft,
+        Variant::Nft => "legacy",
+        Variant::Legacy => "nft",
     };
     let mixed = host.other_variant_in_use().then(|| {
-        format!("there are rules of iptables-{} too; both variants act on every packet, one after the other", other.as_str())
+        format!(
+            "there are rules of iptables-{other} too; both variants act on every packet, one after the other, \
+             and a balancer made there is only found with `variant: {other}`"
+        )
     });
-    mixed.into_iter().collect()
+    let unreadable = found.iter().flat_map(|(family, ruleset)| {
+        let title = family.title();
+        let tables = ruleset.unreadable.iter();
+        tables.map(move |table| format!("{title} table `{table}` was made by `nft` in a way that iptables cannot show; it was left alone"))
+    });
+    mixed.into_iter().chain(unreadable).collect()
 }
 
 /// The changes that the plan still calls for.
@@ -117,12 +128,13 @@ enum Counters {
 /// Every family that is planned for, and every other that the host has
 /// programs for, since something may be left there from before.
 fn read(host: &impl Host, request: &Request, plan: &Plan, counters: Counters) -> Result<State> {
+    let scope = match request.wanted {
+        Wanted::Absent => Scope::All,
+        Wanted::Present(_) => Scope::Nat,
+    };
     let look = Look {
         name: &request.name,
-        scope: match request.wanted {
-            Wanted::Absent => Scope::All,
-            Wanted::Present(_) => Scope::Nat,
-        },
+        scope,
         counters: counters == Counters::Taken,
     };
     let families = Family::BOTH
@@ -136,10 +148,23 @@ fn read(host: &impl Host, request: &Request, plan: &Plan, counters: Counters) ->
             let read = reader
                 .join()
                 .unwrap_or_else(|_| Err(anyhow::anyhow!("reading the host panicked")));
-            Ok((family, read?))
+            Ok((family, readable(read?, family, scope, plan)?))
         });
         finished.collect()
     })
+}
+
+/// A nat table that cannot be shown is not an empty one, where it matters.
+fn readable(found: Ruleset, family: Family, scope: Scope, plan: &Plan) -> Result<Ruleset> {
+    let matters = plan.uses(family) || scope == Scope::All;
+    if matters && found.unreadable.iter().any(|table| table == "nat") {
+        anyhow::bail!(
+            "the {} table `nat` has rules that `nft` made and iptables cannot show; \
+             remove them with `nft`, or give them a table of their own",
+            family.title()
+        );
+    }
+    Ok(found)
 }
 
 /// Writes, reads again, and compares: what is found decides.
@@ -168,17 +193,14 @@ fn write(host: &impl Host, changes: &[Change]) -> Result<()> {
 /// Puts back what was there. Returns the state of the host as a clause, and
 /// corrects the outcome to it.
 fn undo(host: &impl Host, request: &Request, plan: &Plan, outcome: &mut Outcome) -> String {
-    let towards_before = |found: &State| -> Vec<Change> {
-        let changes = |(family, earlier): (&Family, &Ruleset)| {
-            let nothing = Ruleset::default();
-            diff::to_earlier(earlier, *family, found.get(family).unwrap_or(&nothing))
-        };
-        outcome.before.iter().flat_map(changes).collect()
-    };
+    let look = || read(host, request, plan, Counters::Left);
     let attempt = || -> Result<Vec<Change>> {
-        let found = read(host, request, plan, Counters::Left)?;
-        write(host, &towards_before(&found))?;
-        Ok(towards_before(&read(host, request, plan, Counters::Left)?))
+        let found = look()?;
+        write(
+            host,
+            &back(&outcome.before, &with_origins(found, &outcome.after)),
+        )?;
+        Ok(back(&outcome.before, &look()?))
     };
     match attempt() {
         Ok(left) if left.is_empty() => {
@@ -187,16 +209,44 @@ fn undo(host: &impl Host, request: &Request, plan: &Plan, outcome: &mut Outcome)
             "the host is as before".to_owned()
         }
         Ok(left) => format!("undoing it left this to be done: {}", listed(&left)),
-        Err(error) => match read(host, request, plan, Counters::Left) {
+        Err(error) => match look() {
             Ok(found) => format!(
                 "undoing it failed too ({error:#}), which leaves this to be done: {}",
-                listed(&towards_before(&found))
+                listed(&back(&outcome.before, &found))
             ),
-            Err(again) => format!(
-                "undoing it failed too ({error:#}), and what is left cannot be read ({again:#})"
-            ),
+            Err(again) => {
+                format!(
+                    "undoing it failed too ({error:#}), and what is left cannot be read ({again:#})"
+                )
+            }
         },
     }
+}
+
+/// The changes that lead back.
+fn back(before: &State, found: &State) -> Vec<Change> {
+    let nothing = Ruleset::default();
+    let in_family = |(family, earlier): (&Family, &Ruleset)| {
+        diff::to_earlier(earlier, *family, found.get(family).unwrap_or(&nothing))
+    };
+    before.iter().flat_map(in_family).collect()
+}
+
+/// Where a table is as it was to become, it is known which of its rules were
+/// written just now: they are not the earlier ones, even if they read the same.
+fn with_origins(found: State, foretold: &State) -> State {
+    let mark = |(family, mut ruleset): (Family, Ruleset)| {
+        for (table, owned) in &mut ruleset.tables {
+            let known = foretold
+                .get(&family)
+                .and_then(|foretold| foretold.tables.get(table));
+            if let Some(known) = known.filter(|known| known.chains == owned.chains) {
+                owned.chains = known.chains.clone();
+            }
+        }
+        (family, ruleset)
+    };
+    found.into_iter().map(mark).collect()
 }
 
 /// Changes in a few words each.

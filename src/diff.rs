@@ -4,21 +4,20 @@
 //! 1. Rules are compared by meaning. One that is right is not touched, so it
 //!    keeps its counters and its place in the turns.
 //! 2. A rule that goes hands its counters to the first new rule for the same
-//!    backend.
+//!    backend, and if there is none, to one that stays.
 //! 3. In our own chains rules are edited by number. In chains of others a rule
-//!    is added at an end and deleted by its text: numbers there may have moved
-//!    since they were read.
+//!    is added at an end, or where one of ours was, and deleted by its text:
+//!    numbers there may have moved since they were read.
 //! 4. Chains come before what leads to them, and go after.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
 
 use crate::align;
 use crate::change::{Action, Change};
 use crate::net::{Family, Protocol, Table};
-use crate::plan::{Part, Plan};
+use crate::plan::{self, Part, Plan};
 use crate::request::Jump;
-use crate::rule::Rule;
+use crate::rule::{Rule, Target};
 use crate::ruleset::{Counters, Lead, Owned, Ruleset, SavedRule};
 
 /// The changes that turn what a family has into what is planned for it.
@@ -58,7 +57,7 @@ pub fn to_earlier(earlier: &Ruleset, family: Family, found: &Ruleset) -> Vec<Cha
             .map(|(name, chain)| (name.clone(), chain.rules.clone()))
             .collect();
         let mut steps = Steps::new(family, table);
-        steps.chains(&now, chains, |rule| rule.text.clone());
+        steps.chains(&now, chains, |rule| (rule.text.clone(), rule.fresh));
         steps.leads_to_earlier(&now.leads, &before.leads);
         steps.delete_chains(&now, |name| before.chains.contains_key(name));
         steps.changes
@@ -86,6 +85,7 @@ fn written(rule: &Rule) -> SavedRule {
         text: rule.to_string().into_bytes(),
         counters: Counters::default(),
         meaning: Some(rule.clone()),
+        fresh: true,
     }
 }
 
@@ -162,13 +162,25 @@ impl Steps {
             matched.insert(name.clone(), pairs);
         }
         for (name, new) in &mut wanted {
-            let pairs = matched.remove(name).unwrap_or_default();
+            let pairs = matched.get(name).map_or(&[][..], Vec::as_slice);
             let kept: HashSet<usize> = pairs.iter().map(|(_, new)| *new).collect();
             let coming = new
                 .iter_mut()
                 .enumerate()
                 .filter(|(at, _)| !kept.contains(at));
             coming.for_each(|(_, rule)| counted.hand_to(rule));
+        }
+        for (name, new) in &mut wanted {
+            let mut pairs = matched.remove(name).unwrap_or_default();
+            pairs.retain(
+                |(old, at)| match counted.left_for(&found.chains[name].rules[*old]) {
+                    Some(counters) => {
+                        new[*at].counters = counters;
+                        false
+                    }
+                    None => true,
+                },
+            );
             let old = found
                 .chains
                 .get(name)
@@ -223,19 +235,42 @@ impl Steps {
     }
 
     /// The first lead that means what is planned stays where it is; all others
-    /// go.
-    fn leads_to_plan(&mut self, found: &[Lead], planned: &[crate::plan::Lead]) {
+    /// go, and a new one takes the place of one that goes.
+    ///
+    /// Deleting by text takes the first rule that reads so. Where that would
+    /// be one that stays, all that read so go, and it is put back where it was.
+    fn leads_to_plan(&mut self, found: &[Lead], planned: &[plan::Lead]) {
         let mut stale: Vec<&Lead> = found.iter().collect();
-        let mut missing = Vec::new();
+        let (mut kept, mut missing) = (Vec::new(), Vec::new());
         for lead in planned {
             let fits = |other: &&Lead| {
                 other.chain == lead.chain && other.rule.meaning.as_ref() == Some(&lead.rule)
             };
             match stale.iter().position(fits) {
-                Some(at) => drop(stale.remove(at)),
+                Some(at) => kept.push(stale.remove(at)),
                 None => missing.push(lead),
             }
         }
+        let reads_the_same =
+            |one: &Lead, other: &Lead| one.chain == other.chain && one.rule == other.rule;
+        kept.retain(|lead| stale.iter().any(|other| reads_the_same(lead, other)));
+        let mut put: Vec<(&Lead, SavedRule)> =
+            kept.iter().map(|lead| (*lead, lead.rule.clone())).collect();
+        let mut gone = kept;
+        gone.extend(&stale);
+        for lead in &gone {
+            self.push(&lead.chain, Action::DeleteFirst(lead.rule.clone()));
+        }
+        missing.retain(
+            |lead| match stale.iter().position(|other| other.chain == lead.chain) {
+                Some(at) => {
+                    put.push((stale.remove(at), written(&lead.rule)));
+                    false
+                }
+                None => true,
+            },
+        );
+        self.put_in_places(put, &gone);
         for lead in missing.iter().filter(|lead| lead.jump == Jump::Append) {
             self.push(lead.chain, Action::Append(written(&lead.rule)));
         }
@@ -246,34 +281,57 @@ impl Steps {
         {
             self.push(lead.chain, Action::Insert(1, written(&lead.rule)));
         }
-        for lead in stale {
-            self.push(&lead.chain, Action::DeleteFirst(lead.rule.clone()));
+    }
+
+    /// Rules into the places of others of ours that are gone. This is the only
+    /// use of a number in a chain that is not ours: it can never hit a rule of
+    /// somebody else, and there is no other way to say where.
+    fn put_in_places(&mut self, mut put: Vec<(&Lead, SavedRule)>, gone: &[&Lead]) {
+        put.sort_by(|(one, _), (other, _)| {
+            (&one.chain, one.position).cmp(&(&other.chain, other.position))
+        });
+        for (at, (place, rule)) in put.iter().enumerate() {
+            let before =
+                |other: &&&Lead| other.chain == place.chain && other.position < place.position;
+            let gone = gone.iter().filter(before).count();
+            let back = put[..at]
+                .iter()
+                .filter(|(other, _)| other.chain == place.chain)
+                .count();
+            let gap = u32::try_from(gone - back).unwrap_or(0);
+            self.push(
+                &place.chain,
+                Action::Insert(place.position - gap, rule.clone()),
+            );
         }
     }
 
-    /// To undo, a lead goes back to the place that it had. This is the only
-    /// use of a number in a chain that is not ours: there is no other way to
-    /// say where, and the numbers were read a moment ago.
+    /// Unless all of ours in a chain are what and where they were, they go,
+    /// and the earlier ones come back to their places.
     fn leads_to_earlier(&mut self, found: &[Lead], earlier: &[Lead]) {
-        let mut stale: Vec<&Lead> = found.iter().collect();
-        let mut missing = Vec::new();
-        for lead in earlier {
-            match stale
-                .iter()
-                .position(|other| other.chain == lead.chain && other.rule == lead.rule)
-            {
-                Some(at) => drop(stale.remove(at)),
-                None => missing.push(lead),
+        let chains: BTreeSet<&str> = found
+            .iter()
+            .chain(earlier)
+            .map(|lead| lead.chain.as_str())
+            .collect();
+        for chain in chains {
+            let of_chain = |leads: &[Lead]| {
+                leads
+                    .iter()
+                    .filter(|lead| lead.chain == chain)
+                    .cloned()
+                    .collect::<Vec<_>>()
+            };
+            let (found, earlier) = (of_chain(found), of_chain(earlier));
+            if found == earlier {
+                continue;
             }
-        }
-        for lead in stale {
-            self.push(&lead.chain, Action::DeleteFirst(lead.rule.clone()));
-        }
-        for lead in missing {
-            self.push(
-                &lead.chain,
-                Action::Insert(lead.position, lead.rule.clone()),
-            );
+            for lead in found {
+                self.push(chain, Action::DeleteFirst(lead.rule));
+            }
+            for lead in earlier {
+                self.push(chain, Action::Insert(lead.position, lead.rule));
+            }
         }
     }
 
@@ -284,25 +342,38 @@ impl Steps {
     }
 }
 
-/// The counters of rules that go, by backend.
+/// The counters of rules that go, by where they led.
 #[derive(Default)]
-struct Counted(HashMap<(IpAddr, Option<u16>), Counters>);
+struct Counted(HashMap<Target, Counters>);
 
 impl Counted {
     fn take(&mut self, rule: &SavedRule) {
-        if let Some(backend) = rule.meaning.as_ref().and_then(Rule::backend) {
-            let sum = self.0.entry(backend).or_default();
-            sum.packets = sum.packets.saturating_add(rule.counters.packets);
-            sum.bytes = sum.bytes.saturating_add(rule.counters.bytes);
+        if let Some(meaning) = &rule.meaning {
+            let sum = self.0.entry(meaning.target.clone()).or_default();
+            *sum = sum.and(rule.counters);
         }
     }
 
     /// A rule that brings counters of its own keeps those.
     fn hand_to(&mut self, rule: &mut SavedRule) {
-        let backend = rule.meaning.as_ref().and_then(Rule::backend);
-        let counters = backend.and_then(|backend| self.0.remove(&backend));
+        let counters = rule
+            .meaning
+            .as_ref()
+            .and_then(|meaning| self.0.remove(&meaning.target));
         if rule.counters == Counters::default() {
             rule.counters = counters.unwrap_or_default();
         }
+    }
+
+    /// What a rule that stays has to take over, since no new one does.
+    fn left_for(&mut self, rule: &SavedRule) -> Option<Counters> {
+        let target = &rule.meaning.as_ref()?.target;
+        let counters = self
+            .0
+            .get(target)
+            .filter(|counters| **counters != Counters::default())?;
+        let sum = counters.and(rule.counters);
+        self.0.remove(target);
+        Some(sum)
     }
 }

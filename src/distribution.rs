@@ -30,7 +30,7 @@ pub fn shares(owned: &Owned, chain: &str) -> HashMap<Server, Share> {
             let add = |sum: &mut Share| *sum = sum.and(taken);
             match &meaning.target {
                 Target::Dnat { address, port } => {
-                    add(shares.entry((*address, *port)).or_insert(Share::NONE))
+                    add(shares.entry((*address, *port)).or_insert(Share::NONE));
                 }
                 Target::Goto(next) => add(reaching.entry(next).or_insert(Share::NONE)),
                 Target::Jump(_) => break,

@@ -16,7 +16,8 @@
 //! - nothing but [`host`] starts a process or reads the kernel's files;
 //! - nothing but a front end's reply reaches standard output;
 //! - [`schedule`], [`plan`], [`diff`] and [`restore`] cannot fail;
-//! - no rule number is used in a chain that is not ours, except to undo;
+//! - in a chain that is not ours a rule number only puts a rule of ours where
+//!   one of ours was; what goes there goes by its text;
 //! - no float decides anything.
 //!
 //! In reading order: [`net`] and [`statistic`] are the words that all use;

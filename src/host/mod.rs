@@ -1,6 +1,7 @@
 //! The one door to the world: every process, every file of the kernel, behind
 //! one narrow trait, so that the rest can be tried on a host that is not there.
 
+mod lock;
 mod netlink;
 mod process;
 mod programs;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::net::Family;
 use crate::request::Name;
 use crate::ruleset::Ruleset;
+pub use lock::Lock;
 pub use system::System;
 
 /// Which of the two implementations of iptables.
@@ -69,6 +71,12 @@ pub trait Host: Sync {
 
     /// Whether there are programs for that family at all.
     fn supports(&self, family: Family) -> bool;
+
+    /// Keeps other runs of this program from writing, until it is dropped.
+    ///
+    /// # Errors
+    /// When another one has held it for too long, or it cannot be had at all.
+    fn lock(&self) -> Result<Lock>;
 
     /// Reads what is owned.
     ///

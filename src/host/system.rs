@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::programs::Programs;
-use super::{Host, Look, Scope, Variant, netlink, process};
+use super::{Host, Lock, Look, Scope, Variant, netlink, process};
 use crate::net::{Family, Table};
 use crate::request::VariantChoice;
 use crate::ruleset::Ruleset;
@@ -48,6 +48,10 @@ impl Host for System {
         ["save", "restore"]
             .iter()
             .all(|tool| self.programs.path(family, tool).is_ok())
+    }
+
+    fn lock(&self) -> Result<Lock> {
+        Lock::take(Duration::from_secs(u64::from(self.wait)))
     }
 
     fn read(&self, family: Family, look: Look<'_>) -> Result<Ruleset> {

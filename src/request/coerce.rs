@@ -201,6 +201,9 @@ fn numbered_object(place: &Place, entries: &json::Object) -> Result<Vec<Place>, 
         items.push((at, item.clone()));
     }
     items.sort_by_key(|(at, _)| *at);
+    if let Some(pair) = items.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        return Err(place.bad(format!("has two items with the number {}", pair[0].0)));
+    }
     Ok(items
         .into_iter()
         .map(|(at, item)| Place::new(format!("{}[{at}]", place.path), item))
@@ -363,6 +366,10 @@ mod tests {
         assert!(message(list(&at(json!("[{\"a\": 1}")))).contains("is not JSON"));
         assert!(message(list(&at(json!({"a": 1})))).contains("the key `a`"));
         assert_eq!(message(list(&at(json!("a,,b")))), "it[1]: is empty");
+        assert_eq!(
+            message(list(&at(json!({"0": 1, "00": 2})))),
+            "it: has two items with the number 0"
+        );
     }
 
     #[test]

@@ -385,7 +385,25 @@ impl Balancer {
         if let Destination::Networks(networks) = &self.destination {
             self.check_families("destination", networks)?;
         }
-        self.check_families("source", &self.sources)
+        self.check_families("source", &self.sources)?;
+        self.check_combinations()
+    }
+
+    /// One rule leads into the chain for each combination of the networks.
+    fn check_combinations(&self) -> Result<(), BadRequest> {
+        const MOST: usize = 4096;
+        let destinations = match &self.destination {
+            Destination::Networks(networks) => networks.len(),
+            Destination::Any | Destination::Local => 1,
+        };
+        let combinations = destinations.saturating_mul(self.sources.len().max(1));
+        if combinations <= MOST {
+            return Ok(());
+        }
+        let problem = format!(
+            "with `destination` these are {combinations} combinations, more than {MOST}; name larger networks"
+        );
+        Err(BadRequest::new("source", problem))
     }
 
     fn check_families(&self, path: &str, networks: &[IpNet]) -> Result<(), BadRequest> {

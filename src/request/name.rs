@@ -39,10 +39,11 @@ impl Name {
     }
 }
 
-/// The built-in chains, and the targets whose names iptables refuses for a
-/// chain (iptables 1.8.9, `iptables-extensions(8)`).
+/// The built-in chains, the targets whose names iptables refuses for a chain,
+/// and two that it uses itself (iptables 1.8.9, `iptables-extensions(8)`).
 #[rustfmt::skip]
-const RESERVED: [&str; 61] = [
+const RESERVED: [&str; 63] = [
+    "standard", "ERROR",
     "PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING", "ACCEPT", "DROP", "QUEUE",
     "RETURN", "AUDIT", "CHECKSUM", "CLASSIFY", "CLUSTERIP", "CONNMARK", "CONNSECMARK", "CT",
     "DNAT", "DNPT", "DSCP", "ECN", "HL", "HMARK", "IDLETIMER", "LED", "LOG", "MARK", "MASQUERADE",

@@ -77,13 +77,4 @@ impl Rule {
         self.protocol.get_or_insert(protocol);
         self
     }
-
-    /// The backend that it serves.
-    #[must_use]
-    pub fn backend(&self) -> Option<(IpAddr, Option<u16>)> {
-        match self.target {
-            Target::Dnat { address, port } => Some((address, port)),
-            Target::Jump(_) | Target::Goto(_) => None,
-        }
-    }
 }

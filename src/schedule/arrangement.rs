@@ -317,12 +317,11 @@ impl Draft {
             );
             return Some(());
         }
-        let mut groups: Vec<Vec<Class>> = match classes.len() <= AT_ONCE {
-            true => classes.into_iter().map(|class| vec![class]).collect(),
-            false => {
-                let half = classes.split_off(classes.len() / 2);
-                vec![classes, half]
-            }
+        let mut groups: Vec<Vec<Class>> = if classes.len() <= AT_ONCE {
+            classes.into_iter().map(|class| vec![class]).collect()
+        } else {
+            let half = classes.split_off(classes.len() / 2);
+            vec![classes, half]
         };
         let totals: Vec<u64> = groups
             .iter()

@@ -295,7 +295,7 @@ fn pieces(turns: u64, most: u64) -> Vec<u64> {
     let mut pieces: Vec<u64> = small
         .filter(|small| turns.is_multiple_of(*small))
         .flat_map(|small| [small, turns / small])
-        .filter(|piece| *piece <= most && turns / piece <= u64::from(u32::MAX))
+        .filter(|piece| *piece <= most && u32::try_from(turns / piece).is_ok())
         .collect();
     pieces.sort_unstable();
     pieces.dedup();
@@ -374,7 +374,7 @@ impl Search {
             }
         }
         different.sort_by_key(|part| std::cmp::Reverse(self.left[*part]));
-        let fits = |takes: u64| turns.is_multiple_of(takes) && turns / takes <= u64::from(u32::MAX);
+        let fits = |takes: u64| turns.is_multiple_of(takes) && u32::try_from(turns / takes).is_ok();
         let whole = different.iter().map(|part| (*part, self.left[*part]));
         let mut choices: Vec<_> = whole.filter(|(_, weight)| fits(*weight)).collect();
         if spare > 0 {

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use anyhow::{Result, bail};
-use iptables_balance::host::{Host, Look, Variant};
+use iptables_balance::host::{Host, Lock, Look, Variant};
 use iptables_balance::net::Family;
 use iptables_balance::ruleset::Ruleset;
 
@@ -61,6 +61,10 @@ impl Host for Fake {
 
     fn supports(&self, _: Family) -> bool {
         true
+    }
+
+    fn lock(&self) -> anyhow::Result<Lock> {
+        Ok(Lock::none())
     }
 
     fn read(&self, family: Family, look: Look<'_>) -> Result<Ruleset> {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use iptables_balance::converge::{Run, converge};
 use iptables_balance::diff;
-use iptables_balance::host::{Host, Look, Variant};
+use iptables_balance::host::{Host, Lock, Look, Variant};
 use iptables_balance::net::Family;
 use iptables_balance::plan::Plan;
 use iptables_balance::report::Report;
@@ -28,6 +28,10 @@ impl Host for Recorded {
 
     fn supports(&self, family: Family) -> bool {
         family == Family::Ipv4
+    }
+
+    fn lock(&self) -> anyhow::Result<Lock> {
+        Ok(Lock::none())
     }
 
     fn read(&self, family: Family, look: Look<'_>) -> anyhow::Result<Ruleset> {

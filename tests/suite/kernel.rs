@@ -342,6 +342,103 @@ fn drift_is_mended_rule_by_rule() {
     }
 }
 
+/// Among rules of others, the jump keeps its place: when it is there twice,
+/// when it changes, and when a change is undone.
+#[test]
+fn the_jump_stays_where_it_is() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("j");
+        let program = format!("iptables-{variant}-restore");
+        let jumps = || {
+            let dump = namespace.run(&[&format!("iptables-{variant}-save"), "-c", "-t", "nat"]);
+            let rules = dump
+                .lines()
+                .filter_map(|line| line.split_once(" -A PREROUTING "));
+            rules
+                .map(|(counters, rule)| format!("{counters} {rule}"))
+                .collect::<Vec<_>>()
+        };
+        let apply = |ports: &str| {
+            namespace.apply(&json!({"name": "W", "variant": variant, "destination_port": ports, "backends": "10.9.0.1,10.9.0.2"}))
+        };
+        apply("80");
+        namespace.restore(
+            &program,
+            "*nat\n-F PREROUTING\n-A PREROUTING -p udp -j ACCEPT\n-A PREROUTING -c 3 30 -p tcp -m tcp --dport 80 -j W\n\
+             -A PREROUTING -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 99\n-A PREROUTING -c 5 50 -p tcp -m tcp --dport 80 -j W\n\
+             -A PREROUTING -p tcp -m tcp --dport 80 -m comment --comment again -j W\n-A PREROUTING -p sctp -j ACCEPT\nCOMMIT\n",
+        );
+        let before = jumps();
+
+        // A family that fails: everything is put back, to the place and the counter.
+        let directory = namespace.stand_in(
+            if variant == "nft" {
+                "ip6tables-restore"
+            } else {
+                "ip6tables-legacy-restore"
+            },
+            "#!/bin/sh\ncat > /dev/null\nexit 1\n",
+        );
+        let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", directory.display());
+        let request = json!({"name": "W", "variant": variant, "destination_port": "80,81", "backends": "10.9.0.2,fd09::1"});
+        let output = namespace.feed(&["env", &path, PROGRAM], &request.to_string());
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains("; the host is as before"), "{said}");
+        assert_eq!(jumps(), before, "{variant}");
+
+        apply("80");
+        assert_eq!(
+            jumps(),
+            [
+                "[0:0] -p udp -j ACCEPT",
+                "[3:30] -p tcp -m tcp --dport 80 -j W",
+                "[0:0] -p tcp -m tcp --dport 80 -j REDIRECT --to-ports 99",
+                "[0:0] -p sctp -j ACCEPT",
+            ],
+            "{variant}"
+        );
+        apply("80,443");
+        assert_eq!(
+            jumps()[1],
+            "[0:0] -p tcp -m multiport --dports 80,443 -j W",
+            "{variant}"
+        );
+        assert_eq!(jumps().len(), 4);
+    }
+}
+
+/// Many runs at once: one after the other changes something, or finds that
+/// there is nothing left to do. Nothing is lost, and no jump is there twice.
+#[test]
+fn runs_at_once_do_not_get_in_each_others_way() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("o");
+        let request = |backends: &str| json!({"name": "W", "variant": variant, "destination_port": 80, "backends": backends});
+        for round in 0..6 {
+            let wanted = request(&format!("10.9.0.1,10.9.0.{},10.9.0.3", 4 + round));
+            let results: Vec<Value> = std::thread::scope(|scope| {
+                let runs: Vec<_> = (0..4)
+                    .map(|_| scope.spawn(|| namespace.ask(&wanted)))
+                    .collect();
+                runs.into_iter().map(|run| run.join().unwrap()).collect()
+            });
+            let changed = results
+                .iter()
+                .filter(|result| result["changed"] == json!(true))
+                .count();
+            assert!(
+                results
+                    .iter()
+                    .all(|result| result["failed"] == json!(false)),
+                "{results:?}"
+            );
+            assert_eq!(changed, 1, "{results:?}");
+            assert_eq!(namespace.apply(&wanted)["changed"], json!(false));
+            assert_eq!(namespace.dump(variant).matches("-A PREROUTING").count(), 1);
+        }
+    }
+}
+
 /// A rule that is replaced for the same backend keeps what it counted.
 #[test]
 fn counters_are_carried_over() {
@@ -428,4 +525,32 @@ fn a_table_that_iptables_cannot_show_is_refused() {
             .contains("has rules that `nft` made"),
         "{result}"
     );
+
+    // In a table that does not matter it is no reason to refuse, and is said.
+    let namespace = Namespace::new("i");
+    for table in ["ip filter", "ip6 nat"] {
+        let rule = format!("add rule {table} foo meta mark set jhash tcp dport mod 3");
+        namespace.run(&[
+            "nft",
+            &format!("add table {table}; add chain {table} foo; {rule}"),
+        ]);
+    }
+    let request =
+        json!({"name": "W", "variant": "nft", "destination_port": 80, "backends": "10.9.0.1"});
+    let result = namespace.apply(&request);
+    assert!(
+        result["warnings"]
+            .to_string()
+            .contains("IPv6 table `nat` was made by `nft`"),
+        "{result}"
+    );
+    namespace.run(&["nft", "delete table ip6 nat"]);
+    let result = namespace.apply(&json!({"name": "W", "variant": "nft", "state": "absent"}));
+    assert!(
+        result["warnings"]
+            .to_string()
+            .contains("IPv4 table `filter` was made by `nft`"),
+        "{result}"
+    );
+    assert_eq!(result["changed"], json!(true));
 }

@@ -53,6 +53,10 @@ impl Namespace {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]).args(arguments);
         command.env("XTABLES_LOCKFILE", self.scratch().join("xtables.lock"));
+        command.env(
+            "IPTABLES_BALANCE_LOCKFILE",
+            self.scratch().join("balance.lock"),
+        );
         command
     }
 

@@ -27,9 +27,11 @@ fn code(text: &str) -> &str {
 
 fn assert_only_in(allowed: &[&str], words: &[&str]) {
     for (path, text) in sources("src") {
-        let allowed = allowed
-            .iter()
-            .any(|part| path.to_string_lossy().contains(part));
+        let is_test = path.ends_with("tests.rs");
+        let allowed = is_test
+            || allowed
+                .iter()
+                .any(|part| path.to_string_lossy().contains(part));
         for word in words {
             assert!(
                 allowed || !code(&text).contains(word),
@@ -64,7 +66,9 @@ fn the_pure_rooms_cannot_fail() {
     for (path, text) in sources("src") {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if [
-            "schedule.rs",
+            "turns.rs",
+            "chances.rs",
+            "arrangement.rs",
             "plan.rs",
             "diff.rs",
             "restore.rs",

@@ -1,0 +1,77 @@
+//! One run at a time: an exclusive lock around the last look, the write and
+//! the look after it. xtables' own lock only covers each single program.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+/// The lock, held until it is dropped; the kernel lets go of it when the
+/// process ends, however that comes about.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Option<File>,
+}
+
+impl Lock {
+    /// No lock, for a host that nobody else works on.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { _file: None }
+    }
+
+    /// Waits for the lock for at most that long. Its file is made if need be,
+    /// readable and writable by its owner alone, and stays.
+    ///
+    /// # Errors
+    /// When another run still holds it then, or the file cannot be opened.
+    pub fn take(wait: Duration) -> Result<Self> {
+        const INTERVAL: Duration = Duration::from_millis(20);
+        let path = path();
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
+        let file = options.open(&path).with_context(|| {
+            format!(
+                "cannot open the lock `{}`, which keeps two runs apart",
+                path.display()
+            )
+        })?;
+        let deadline = Instant::now() + wait;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Self { _file: Some(file) }),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    thread::sleep(INTERVAL);
+                }
+                Err(TryLockError::WouldBlock) => bail!(
+                    "another run held the lock `{}` for more than {} s (attribute `wait`)",
+                    path.display(),
+                    wait.as_secs()
+                ),
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).with_context(|| format!("cannot lock `{}`", path.display()));
+                }
+            }
+        }
+    }
+}
+
+/// `/run/iptables_balance.lock`, or what `IPTABLES_BALANCE_LOCKFILE` says, as
+/// `XTABLES_LOCKFILE` does for iptables.
+fn path() -> PathBuf {
+    let named = env::var_os("IPTABLES_BALANCE_LOCKFILE").filter(|name| name != OsStr::new(""));
+    named.map_or_else(
+        || PathBuf::from("/run/iptables_balance.lock"),
+        PathBuf::from,
+    )
+}
