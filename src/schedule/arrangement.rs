@@ -6,9 +6,10 @@
 //!
 //! - **In turn**, backends of equal weight are dealt out like cards: of an even
 //!   number every second one goes to the other chain, so the first connection
-//!   gets the first backend, the second the second, and so on. Of an odd
-//!   number the first is served right there. Unequal weights are shared out
-//!   among their classes first, each of which is then a pool of equals.
+//!   gets the first backend, the second the second, and so on. Of other numbers
+//!   it is every third, or fifth, or only the first, which is served right
+//!   there. Unequal weights are shared out among their classes first, each of
+//!   which is then a pool of equals.
 //! - **By chance**, a backend's place follows from its own address and port: at
 //!   each branching the next bit of their hash decides. So one that comes, goes
 //!   or changes its weight changes the one rule of each branching on its way,
@@ -213,6 +214,52 @@ struct Draft {
     chains: Vec<Node>,
     /// Who has lost his share to rounding.
     lost: Option<usize>,
+    deals: Deals,
+}
+
+/// How to deal out equals so that a connection visits the fewest rules.
+#[derive(Default)]
+struct Deals {
+    /// By the number of equals: how many go to another chain first, and the
+    /// visits of a whole round.
+    best: Vec<(usize, u64)>,
+}
+
+impl Deals {
+    /// How many of `count`, which is at least 2, are to go to another chain.
+    ///
+    /// All `count` connections of a round visit the rule that sends them, and
+    /// it can send any number that divides `count`. A single one is served
+    /// right there and visits nothing more.
+    fn share(&mut self, count: usize) -> usize {
+        for count in self.best.len()..=count {
+            let all = count as u64;
+            let best = match count {
+                0 | 1 => (count, all),
+                _ => self.least(count),
+            };
+            self.best.push(best);
+        }
+        self.best[count].0
+    }
+
+    fn least(&self, count: usize) -> (usize, u64) {
+        let elsewhere = |share: usize| if share == 1 { 0 } else { self.best[share].1 };
+        let visits = |share: usize| {
+            (
+                share,
+                count as u64 + elsewhere(share) + self.best[count - share].1,
+            )
+        };
+        let small = (2..)
+            .take_while(|small| small * small <= count)
+            .filter(|small| count.is_multiple_of(*small));
+        let shares = small.flat_map(|small| [count / small, small]).chain([1]);
+        shares
+            .map(visits)
+            .min_by_key(|(_, visits)| *visits)
+            .unwrap_or((1, 0))
+    }
 }
 
 impl Draft {
@@ -224,6 +271,7 @@ impl Draft {
         Self {
             chains: vec![main],
             lost: None,
+            deals: Deals::default(),
         }
     }
 
@@ -266,30 +314,25 @@ impl Draft {
 
     // --- in turn ------------------------------------------------------------
 
-    /// Deals equals out, from the first card on.
+    /// Deals equals out, from the first card on: every so manieth goes to
+    /// another chain, and with the others it goes on.
     fn deal(&mut self, chain: usize, mut members: Vec<usize>) {
-        let one_in = |every: usize| Statistic::Nth {
-            every: u32::try_from(every).unwrap_or(u32::MAX),
-            packet: 0,
-        };
         while members.len() > 1 {
-            if members.len() % 2 == 1 {
-                self.add(chain, one_in(members.len()), To::Backend(members[0]));
-                members.remove(0);
-                continue;
-            }
-            let every_second = |from: usize| {
-                members
-                    .iter()
-                    .skip(from)
-                    .step_by(2)
-                    .copied()
-                    .collect::<Vec<_>>()
+            let every = members.len() / self.deals.share(members.len());
+            let (one, others): (Vec<_>, Vec<_>) = members
+                .iter()
+                .enumerate()
+                .partition(|(at, _)| at % every == 0);
+            let only_members = |chosen: Vec<(usize, &usize)>| {
+                chosen.into_iter().map(|(_, member)| *member).collect()
             };
-            let (one, other) = (every_second(0), every_second(1));
-            let to = self.dealt(one);
-            self.add(chain, one_in(2), to);
-            members = other;
+            let takes = Statistic::Nth {
+                every: u32::try_from(every).unwrap_or(u32::MAX),
+                packet: 0,
+            };
+            let to = self.dealt(only_members(one));
+            self.add(chain, takes, to);
+            members = only_members(others);
         }
         if let [last] = members[..] {
             self.add(chain, Statistic::Always, To::Backend(last));
