@@ -14,8 +14,35 @@ use std::hash::Hash;
 ///
 /// Of an item that is there very many times only the first of its equals are
 /// met; what is found is then a common subsequence, though perhaps not a
-/// longest.
+/// longest. What both lists begin and end with stays in any case.
 pub fn pairs<K: Eq + Hash>(old: &[K], new: &[K]) -> Vec<(usize, usize)> {
+    let head = old
+        .iter()
+        .zip(new)
+        .take_while(|(old, new)| old == new)
+        .count();
+    let (old, new) = (&old[head..], &new[head..]);
+    let tail = old
+        .iter()
+        .rev()
+        .zip(new.iter().rev())
+        .take_while(|(old, new)| old == new)
+        .count();
+    let between = pairs_between(&old[..old.len() - tail], &new[..new.len() - tail]);
+    let shifted = between
+        .into_iter()
+        .map(|(old, new)| (head + old, head + new));
+    let last = (0..tail)
+        .rev()
+        .map(|back| (head + old.len() - 1 - back, head + new.len() - 1 - back));
+    (0..head)
+        .map(|at| (at, at))
+        .chain(shifted)
+        .chain(last)
+        .collect()
+}
+
+fn pairs_between<K: Eq + Hash>(old: &[K], new: &[K]) -> Vec<(usize, usize)> {
     const MOST_EQUALS: usize = 64;
     let mut places: HashMap<&K, Vec<usize>> = HashMap::new();
     for (place, item) in new.iter().enumerate() {

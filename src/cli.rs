@@ -74,7 +74,7 @@ pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
     out: &mut (impl Write + IsTerminal),
     errors: &mut impl Write,
-    perform: impl Fn(&Request, Run) -> Report,
+    perform: impl Fn(&Request, Run, bool) -> Report,
 ) -> io::Result<u8> {
     match command(arguments) {
         Ok(Command::Help) => out.write_all(HELP.as_bytes()).map(|()| 0),
@@ -95,7 +95,7 @@ pub fn run(
             run,
             exit_code,
         }) => {
-            let report = perform(&request, run);
+            let report = perform(&request, run, true);
             act(&report, exit_code, out, errors)
         }
         Err(Misused(problem)) => complain(&problem, 2, errors),

@@ -2,6 +2,7 @@
 //! again, and undo when that does not show what was planned.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::thread;
 
 use anyhow::Result;
@@ -16,7 +17,7 @@ use crate::restore;
 use crate::ruleset::Ruleset;
 
 /// What a balancer owns on a host, by family.
-pub type State = BTreeMap<Family, Ruleset>;
+pub type State = BTreeMap<Family, Arc<Ruleset>>;
 
 /// Whether changes are made or only foretold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,12 +72,18 @@ pub fn converge(host: &impl Host, request: &Request, run: Run) -> Result<Outcome
         before = read(host, request, &plan, Counters::Taken)?;
         changes = missing(&plan, &before);
     }
-    let foretold = before
-        .iter()
-        .map(|(family, found)| (*family, applied(&changes, *family, found)));
+    let foretold = |(family, found): (&Family, &Arc<Ruleset>)| {
+        let untouched = !changes.iter().any(|change| change.family == *family);
+        let after = if untouched {
+            found.clone()
+        } else {
+            applied(&changes, *family, found).into()
+        };
+        (*family, after)
+    };
     let mut outcome = Outcome {
         variant: host.variant(),
-        after: foretold.collect(),
+        after: before.iter().map(foretold).collect(),
         warnings: warnings(host, &before),
         before,
         changes,
@@ -113,7 +120,7 @@ fn warnings(host: &impl Host, found: &State) -> Vec<String> {
 
 /// The changes that the plan still calls for.
 fn missing(plan: &Plan, found: &State) -> Vec<Change> {
-    let in_family = |(family, found): (&Family, &Ruleset)| diff::to_plan(plan, *family, found);
+    let in_family = |(family, found): (&Family, &Arc<Ruleset>)| diff::to_plan(plan, *family, found);
     found.iter().flat_map(in_family).collect()
 }
 
@@ -148,7 +155,7 @@ fn read(host: &impl Host, request: &Request, plan: &Plan, counters: Counters) ->
             let read = reader
                 .join()
                 .unwrap_or_else(|_| Err(anyhow::anyhow!("reading the host panicked")));
-            Ok((family, readable(read?, family, scope, plan)?))
+            Ok((family, readable(read?, family, scope, plan)?.into()))
         });
         finished.collect()
     })
@@ -226,8 +233,12 @@ fn undo(host: &impl Host, request: &Request, plan: &Plan, outcome: &mut Outcome)
 /// The changes that lead back.
 fn back(before: &State, found: &State) -> Vec<Change> {
     let nothing = Ruleset::default();
-    let in_family = |(family, earlier): (&Family, &Ruleset)| {
-        diff::to_earlier(earlier, *family, found.get(family).unwrap_or(&nothing))
+    let in_family = |(family, earlier): (&Family, &Arc<Ruleset>)| {
+        diff::to_earlier(
+            earlier,
+            *family,
+            found.get(family).map_or(&nothing, AsRef::as_ref),
+        )
     };
     before.iter().flat_map(in_family).collect()
 }
@@ -235,7 +246,8 @@ fn back(before: &State, found: &State) -> Vec<Change> {
 /// Where a table is as it was to become, it is known which of its rules were
 /// written just now: they are not the earlier ones, even if they read the same.
 fn with_origins(found: State, foretold: &State) -> State {
-    let mark = |(family, mut ruleset): (Family, Ruleset)| {
+    let mark = |(family, ruleset): (Family, Arc<Ruleset>)| {
+        let mut ruleset = Arc::unwrap_or_clone(ruleset);
         for (table, owned) in &mut ruleset.tables {
             let known = foretold
                 .get(&family)
@@ -244,7 +256,7 @@ fn with_origins(found: State, foretold: &State) -> State {
                 owned.chains = known.chains.clone();
             }
         }
-        (family, ruleset)
+        (family, ruleset.into())
     };
     found.into_iter().map(mark).collect()
 }

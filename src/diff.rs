@@ -26,12 +26,14 @@ pub fn to_plan(plan: &Plan, family: Family, found: &Ruleset) -> Vec<Change> {
     let nothing = Part::default();
     let in_table = |table| {
         let part = plan.parts.get(&(family, table)).unwrap_or(&nothing);
+        let owned = found.owned(table);
         let mut steps = Steps::new(family, table);
-        steps.chains(&found.owned(table), planned_chains(part), |rule| {
-            Meaning::of(rule, part.protocol)
-        });
-        steps.leads_to_plan(&found.owned(table).leads, &part.leads);
-        steps.delete_chains(&found.owned(table), |name| part.chains.contains_key(name));
+        if !as_planned(owned, part) {
+            let key = |rule: &SavedRule| Meaning::of(rule, part.protocol);
+            steps.chains(owned, planned_chains(part), key);
+        }
+        steps.leads_to_plan(&owned.leads, &part.leads);
+        steps.delete_chains(owned, |name| part.chains.contains_key(name));
         steps.changes
     };
     let planned = plan
@@ -57,9 +59,9 @@ pub fn to_earlier(earlier: &Ruleset, family: Family, found: &Ruleset) -> Vec<Cha
             .map(|(name, chain)| (name.clone(), chain.rules.clone()))
             .collect();
         let mut steps = Steps::new(family, table);
-        steps.chains(&now, chains, |rule| (rule.text.clone(), rule.fresh));
+        steps.chains(now, chains, |rule| (rule.text.clone(), rule.fresh));
         steps.leads_to_earlier(&now.leads, &before.leads);
-        steps.delete_chains(&now, |name| before.chains.contains_key(name));
+        steps.delete_chains(now, |name| before.chains.contains_key(name));
         steps.changes
     };
     tables(earlier.tables.keys().copied(), found)
@@ -70,6 +72,27 @@ pub fn to_earlier(earlier: &Ruleset, family: Family, found: &Ruleset) -> Vec<Cha
 
 fn tables(planned: impl Iterator<Item = Table>, found: &Ruleset) -> BTreeSet<Table> {
     planned.chain(found.tables.keys().copied()).collect()
+}
+
+/// Whether all planned chains are there and right, as they mostly are.
+fn as_planned(owned: &Owned, part: &Part) -> bool {
+    let means = |rule: &SavedRule, planned: &Rule| match (&rule.meaning, part.protocol) {
+        (Some(meaning), _) if meaning == planned => true,
+        (Some(meaning), Some(protocol)) => {
+            meaning.clone().among(protocol) == planned.clone().among(protocol)
+        }
+        _ => false,
+    };
+    let is_right = |(name, planned): (&String, &Vec<Rule>)| {
+        let found = owned.chains.get(name).map_or(&[][..], |chain| &chain.rules);
+        let pairs = found.iter().zip(planned);
+        owned.chains.contains_key(name)
+            && found.len() == planned.len()
+            && pairs
+                .into_iter()
+                .all(|(rule, planned)| means(rule, planned))
+    };
+    part.chains.iter().all(is_right)
 }
 
 fn planned_chains(part: &Part) -> BTreeMap<String, Vec<SavedRule>> {

@@ -82,7 +82,8 @@ mod tests {
         let dump = format!("*nat\n:W - [0:0]\n{lines}COMMIT\n");
         let owned = Ruleset::read(dump.as_bytes(), &Name::new("W").unwrap())
             .unwrap()
-            .owned(Table::Nat);
+            .owned(Table::Nat)
+            .clone();
         let mut shares: Vec<_> = shares(&owned, "W")
             .into_iter()
             .map(|((address, _), share)| (address.to_string(), share.as_f64()))

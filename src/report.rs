@@ -114,9 +114,9 @@ impl Report {
         }
     }
 
-    /// What came of the request.
+    /// What came of the request, with before and after if they are wanted.
     #[must_use]
-    pub fn new(request: &Request, outcome: &Outcome, run: Run) -> Self {
+    pub fn new(request: &Request, outcome: &Outcome, run: Run, diff: bool) -> Self {
         let changes: Vec<_> = outcome.changes.iter().map(ReportedChange::from).collect();
         let msg = match &outcome.failure {
             Some(failure) => failure.clone(),
@@ -134,7 +134,7 @@ impl Report {
                 Wanted::Present(balancer) => shares(request, balancer, &outcome.after),
                 Wanted::Absent => Vec::new(),
             },
-            diff: Some(Diff {
+            diff: diff.then(|| Diff {
                 before: owned_text(&outcome.before),
                 after: owned_text(&outcome.after),
                 before_header: format!("{} (before)", request.name.as_str()),
@@ -152,13 +152,6 @@ impl Report {
         serde_json::to_writer(&mut *out, self)?;
         out.write_all(b"\n")?;
         out.flush()
-    }
-
-    /// The same with the diff only if it was asked for.
-    #[must_use]
-    pub fn with_diff(mut self, asked: bool) -> Self {
-        self.diff = self.diff.filter(|_| asked);
-        self
     }
 }
 

@@ -5,6 +5,7 @@
 //! lead into them. The rest is neither kept nor ever written, so it stays as
 //! it is, to the byte.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, BufRead};
@@ -179,8 +180,12 @@ impl Ruleset {
 
     /// What is owned in a table; nothing, where the table has nothing of ours.
     #[must_use]
-    pub fn owned(&self, table: Table) -> Owned {
-        self.tables.get(&table).cloned().unwrap_or_default()
+    pub fn owned(&self, table: Table) -> &Owned {
+        static NOTHING: Owned = Owned {
+            chains: BTreeMap::new(),
+            leads: Vec::new(),
+        };
+        self.tables.get(&table).unwrap_or(&NOTHING)
     }
 
     /// Whether nothing is owned in any table.
@@ -316,11 +321,15 @@ impl<'a> Reader<'a> {
     /// Whether the target is one of our chains: the words decide, since a
     /// comment may hold anything.
     fn leads_to_us(&self, text: &[u8]) -> bool {
-        let words = words(&String::from_utf8_lossy(text));
-        let mut pairs = words
-            .windows(2)
-            .filter(|pair| pair[0] == "-j" || pair[0] == "-g");
-        pairs.any(|pair| self.name.owns(&pair[1]))
+        let text = String::from_utf8_lossy(text);
+        let mut words = words(&text);
+        let mut is_option = |word: Cow<'_, str>| word == "-j" || word == "-g";
+        while words.by_ref().any(&mut is_option) {
+            if words.next().is_some_and(|target| self.name.owns(&target)) {
+                return true;
+            }
+        }
+        false
     }
 
     fn owned(&mut self, table: Table) -> &mut Owned {

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 
 use crate::net::{Ports, Protocol};
 use crate::statistic::Statistic;
-pub use parse::{Unreadable, words};
+pub use parse::{Unreadable, Words, words};
 
 /// A rule in its simplest form: what changes nothing is left out of it.
 ///

@@ -4,6 +4,7 @@
 //! place, is understood. Everything else is [`Unreadable`], and what we cannot
 //! read differs from all that we would write.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -20,24 +21,52 @@ pub struct Unreadable(pub String);
 /// double quotes around what holds some, and a backslash before the next
 /// character within quotes. It is not the shell's quoting.
 #[must_use]
-pub fn words(line: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut quoted = false;
-    let mut characters = line.chars();
-    while let Some(character) = characters.next() {
-        match character {
-            '\\' if quoted => word.get_or_insert_default().extend(characters.next()),
-            '"' => {
-                quoted = !quoted;
-                word.get_or_insert_default();
-            }
-            ' ' | '\t' if !quoted => words.extend(word.take()),
-            other => word.get_or_insert_default().push(other),
+pub fn words(line: &str) -> Words<'_> {
+    Words { rest: line }
+}
+
+/// See [`words`].
+#[derive(Clone, Debug)]
+pub struct Words<'a> {
+    rest: &'a str,
+}
+
+impl<'a> Iterator for Words<'a> {
+    type Item = Cow<'a, str>;
+
+    fn next(&mut self) -> Option<Cow<'a, str>> {
+        let text = self.rest.trim_start_matches([' ', '\t']);
+        let end = text.find([' ', '\t']).unwrap_or(text.len());
+        let (word, rest) = text.split_at(end);
+        if word.contains('"') {
+            return Some(self.unquoted(text).into());
         }
+        self.rest = rest;
+        (!word.is_empty()).then_some(word.into())
     }
-    words.extend(word);
-    words
+}
+
+impl Words<'_> {
+    /// A word with quotes in it.
+    fn unquoted(&mut self, text: &str) -> String {
+        let mut word = String::new();
+        let mut quoted = false;
+        let mut characters = text.char_indices();
+        let mut end = text.len();
+        while let Some((at, character)) = characters.next() {
+            match character {
+                '\\' if quoted => word.extend(characters.next().map(|(_, next)| next)),
+                '"' => quoted = !quoted,
+                ' ' | '\t' if !quoted => {
+                    end = at;
+                    break;
+                }
+                other => word.push(other),
+            }
+        }
+        self.rest = &self.rest[self.rest.len() - text.len() + end..];
+        word
+    }
 }
 
 impl Rule {
@@ -46,28 +75,16 @@ impl Rule {
     /// # Errors
     /// The first word that we do not know, or that makes no sense in its place.
     pub fn parse(table: Table, text: &str) -> Result<Self, Unreadable> {
-        let words = words(text);
-        let mut reader = Reader {
-            words: words.iter(),
-        };
+        let mut words = words(text);
         let mut draft = Draft::default();
-        while let Some(option) = reader.next() {
-            draft.read(table, option, &mut reader)?;
+        while let Some(option) = words.next() {
+            draft.read(table, &option, &mut words)?;
         }
         draft.finish()
     }
 }
 
-/// The words that are left.
-struct Reader<'a> {
-    words: std::slice::Iter<'a, String>,
-}
-
-impl<'a> Reader<'a> {
-    fn next(&mut self) -> Option<&'a str> {
-        self.words.next().map(String::as_str)
-    }
-
+impl Words<'_> {
     /// The value of `option`, if `read` makes sense of it.
     fn value<T>(
         &mut self,
@@ -75,7 +92,7 @@ impl<'a> Reader<'a> {
         read: impl Fn(&str) -> Option<T>,
     ) -> Result<T, Unreadable> {
         let value = self.next().unwrap_or_default();
-        read(value).ok_or_else(|| Unreadable(format!("{option} {value}")))
+        read(&value).ok_or_else(|| Unreadable(format!("{option} {value}")))
     }
 }
 
@@ -107,73 +124,69 @@ impl Draft {
         &mut self,
         table: Table,
         option: &str,
-        reader: &mut Reader<'_>,
+        words: &mut Words<'_>,
     ) -> Result<(), Unreadable> {
         match option {
-            "-s" => once(option, &mut self.source, reader.value(option, network)?),
-            "-d" => once(
-                option,
-                &mut self.destination,
-                reader.value(option, network)?,
-            ),
-            "-i" => once(option, &mut self.in_interface, reader.value(option, name)?),
+            "-s" => once(option, &mut self.source, words.value(option, network)?),
+            "-d" => once(option, &mut self.destination, words.value(option, network)?),
+            "-i" => once(option, &mut self.in_interface, words.value(option, name)?),
             "-p" => once(
                 option,
                 &mut self.protocol,
-                reader.value(option, Protocol::from_argument)?,
+                words.value(option, Protocol::from_argument)?,
             ),
-            "-m" => reader.value(option, known_match),
-            "--dport" => once(option, &mut self.ports, reader.value(option, port)?),
-            "--dports" => once(option, &mut self.ports, reader.value(option, ports)?),
+            "-m" => words.value(option, known_match),
+            "--dport" => once(option, &mut self.ports, words.value(option, port)?),
+            "--dports" => once(option, &mut self.ports, words.value(option, ports)?),
             "--dst-type" => {
                 self.to_local = true;
-                reader.value(option, |kind| (kind == "LOCAL").then_some(()))
+                words.value(option, |kind| (kind == "LOCAL").then_some(()))
             }
-            "--ctstate" | "--state" if table == Table::Nat => reader.value(option, includes_new),
-            "--comment" => reader.value(option, |_| Some(())),
-            "--mode" => once(option, &mut self.mode, reader.value(option, mode)?),
+            "--ctstate" | "--state" if table == Table::Nat => words.value(option, includes_new),
+            "--comment" => words.value(option, |_| Some(())),
+            "--mode" => once(option, &mut self.mode, words.value(option, mode)?),
             "--every" => once(
                 option,
                 &mut self.every,
-                reader.value(option, |text| text.parse().ok())?,
+                words.value(option, |text| text.parse().ok())?,
             ),
             "--packet" => once(
                 option,
                 &mut self.packet,
-                reader.value(option, |text| text.parse().ok())?,
+                words.value(option, |text| text.parse().ok())?,
             ),
             "--probability" => once(
                 option,
                 &mut self.probability,
-                reader.value(option, Probability::parse)?,
+                words.value(option, Probability::parse)?,
             ),
-            "!" => self.read_inverted(reader),
-            "-j" => self.read_target(reader),
+            "!" => self.read_inverted(words),
+            "-j" => self.read_target(words),
             "-g" => once(
                 option,
                 &mut self.target,
-                Target::Goto(reader.value(option, name)?),
+                Target::Goto(words.value(option, name)?),
             ),
             "--to-destination" if self.dnat => {
-                once(option, &mut self.target, reader.value(option, backend)?)
+                once(option, &mut self.target, words.value(option, backend)?)
             }
             other => Err(Unreadable(other.to_owned())),
         }
     }
 
     /// Not matching with one chance is matching with the rest to certainty.
-    fn read_inverted(&mut self, reader: &mut Reader<'_>) -> Result<(), Unreadable> {
-        match reader.next() {
-            Some(option @ "--probability") => {
-                let chance = reader.value(option, Probability::parse)?;
-                once(option, &mut self.probability, chance.complement())
-            }
-            other => Err(Unreadable(format!("! {}", other.unwrap_or_default()))),
+    fn read_inverted(&mut self, words: &mut Words<'_>) -> Result<(), Unreadable> {
+        const PROBABILITY: &str = "--probability";
+        let option = words.next().unwrap_or_default();
+        if option != PROBABILITY {
+            return Err(Unreadable(format!("! {option}")));
         }
+        let chance = words.value(PROBABILITY, Probability::parse)?;
+        once(PROBABILITY, &mut self.probability, chance.complement())
     }
 
-    fn read_target(&mut self, reader: &mut Reader<'_>) -> Result<(), Unreadable> {
-        let target = reader.value("-j", name)?;
+    fn read_target(&mut self, words: &mut Words<'_>) -> Result<(), Unreadable> {
+        let target = words.value("-j", name)?;
         if target == "DNAT" {
             self.dnat = true;
             return Ok(());
@@ -398,7 +411,7 @@ mod tests {
     #[test]
     fn words_are_split_as_iptables_restore_splits_them() {
         assert_eq!(
-            words(r#"a  "b c"	"\"d\\" e"f g"h """#),
+            words(r#"a  "b c"	"\"d\\" e"f g"h """#).collect::<Vec<_>>(),
             ["a", "b c", "\"d\\", "ef gh", ""]
         );
     }

@@ -11,8 +11,8 @@
 //!   there. Unequal weights are shared out among their classes first, each of
 //!   which is then a pool of equals.
 //! - **By chance**, a backend's place follows from its own address and port: at
-//!   each branching the next bit of their hash decides. So one that comes, goes
-//!   or changes its weight changes the one rule of each branching on its way,
+//!   each branching the next two bits of their hash decide. So one that comes, goes
+//!   or changes its weight changes the few rules of each branching on its way,
 //!   and nothing else. What has a quarter of a chain's weight or more is served
 //!   right there, so that large shares are never deep.
 
@@ -31,8 +31,15 @@ pub struct Backend {
     pub weight: u32,
 }
 
-/// How many bits of the hashes decide about places.
+/// How many bits of the hashes decide about places, and how many at once.
+///
+/// With two at once a chain sends a quarter of its connections on, a third of
+/// the others, half of those, and goes on with the rest. On its way a
+/// connection visits a few more rules than by halves, and a quarter fewer
+/// chains, which cost more (`benches/flows.py`).
 const HASH_BITS: u32 = 36;
+const DIGIT_BITS: u32 = 2;
+const DIGITS: u32 = HASH_BITS / DIGIT_BITS;
 
 /// Chains with what their rules take, the main one first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -217,11 +224,11 @@ struct Draft {
     deals: Deals,
 }
 
-/// How to deal out equals so that a connection visits the fewest rules.
+/// How to deal out equals so that a connection has the shortest way.
 #[derive(Default)]
 struct Deals {
-    /// By the number of equals: how many go to another chain first, and the
-    /// visits of a whole round.
+    /// By the number of equals: how many go to another chain first, and what a
+    /// whole round costs, in visits of a rule.
     best: Vec<(usize, u64)>,
 }
 
@@ -244,8 +251,14 @@ impl Deals {
     }
 
     fn least(&self, count: usize) -> (usize, u64) {
-        let elsewhere = |share: usize| if share == 1 { 0 } else { self.best[share].1 };
-        let visits = |share: usize| {
+        // As measured: a chain that was not visited lately costs about as much
+        // as three rules in the one that is being visited.
+        const CHAIN: u64 = 3;
+        let elsewhere = |share: usize| match share {
+            1 => 0,
+            more => self.best[more].1 + CHAIN * more as u64,
+        };
+        let cost = |share: usize| {
             (
                 share,
                 count as u64 + elsewhere(share) + self.best[count - share].1,
@@ -256,8 +269,8 @@ impl Deals {
             .filter(|small| count.is_multiple_of(*small));
         let shares = small.flat_map(|small| [count / small, small]).chain([1]);
         shares
-            .map(visits)
-            .min_by_key(|(_, visits)| *visits)
+            .map(cost)
+            .min_by_key(|(_, cost)| *cost)
             .unwrap_or((1, 0))
     }
 }
@@ -398,13 +411,20 @@ impl Draft {
 
     // --- by chance ----------------------------------------------------------
 
-    /// One after the other; returns nothing to share out.
-    fn share_out(&mut self, chain: usize, places: &[usize], backends: &[Backend], mut pool: Pool) {
+    /// One after the other; returns what is left.
+    fn share_out(
+        &mut self,
+        chain: usize,
+        places: &[usize],
+        backends: &[Backend],
+        mut pool: Pool,
+    ) -> Pool {
         for at in places {
             let split = pool.split(u64::from(backends[*at].weight));
             self.branch(chain, split, To::Backend(*at), *at);
             pool = split.rest;
         }
+        pool
     }
 
     /// A rule by chance; `witness` is who loses if the chance is none, or if
@@ -418,68 +438,76 @@ impl Draft {
         self.add(chain, Statistic::Random(split.chance).simplest(), to);
     }
 
-    /// Those in `places`, sorted by hash, agree in the bits before `bit`.
+    /// Those in `places`, sorted by hash, agree in the digits before `digit`.
     fn branch_out(
         &mut self,
         chain: usize,
         mut places: Vec<usize>,
         backends: &[Backend],
         mut pool: Pool,
-        mut bit: u32,
+        mut digit: u32,
     ) {
         const LARGE: u64 = 4;
         loop {
             let whole = pool.weight();
             let is_large = |at: &usize| u64::from(backends[*at].weight) * LARGE >= whole;
-            let (large, small): (Vec<usize>, Vec<usize>) = places.into_iter().partition(is_large);
-            let split_at = first_difference(&small, backends, bit);
-            for at in &large {
-                let split = pool.split(u64::from(backends[*at].weight));
-                self.branch(chain, split, To::Backend(*at), *at);
+            let (large, mut small): (Vec<usize>, Vec<usize>) =
+                places.into_iter().partition(is_large);
+            pool = self.share_out(chain, &large, backends, pool);
+            let Some(next) = first_difference(&small, backends, digit) else {
+                self.share_out(chain, &small, backends, pool);
+                return;
+            };
+            // The groups are in order; the first goes on right here.
+            while let Some(at) = last_group(&small, backends, next) {
+                let group = small.split_off(at);
+                let split = pool.split(sum(&group, backends));
+                let witness = group[0];
+                let to = match group[..] {
+                    [only] => To::Backend(only),
+                    _ => {
+                        let branch = self.chain(id(backends[witness].hash, next));
+                        self.branch_out(branch, group, backends, split.taken, next + 1);
+                        To::Chain(branch)
+                    }
+                };
+                self.branch(chain, split, to, witness);
                 pool = split.rest;
             }
-            let Some(split_at) = split_at else {
-                return self.share_out(chain, &small, backends, pool);
-            };
-            let (ones, zeros): (Vec<usize>, Vec<usize>) = small
-                .into_iter()
-                .partition(|at| bit_of(backends[*at].hash, split_at));
-            let split = pool.split(sum(&ones, backends));
-            let witness = ones[0];
-            let to = match ones[..] {
-                [only] => To::Backend(only),
-                _ => {
-                    let next = self.chain(id(backends[witness].hash, split_at));
-                    self.branch_out(next, ones, backends, split.taken, split_at + 1);
-                    To::Chain(next)
-                }
-            };
-            self.branch(chain, split, to, witness);
-            (places, pool, bit) = (zeros, split.rest, split_at + 1);
+            (places, digit) = (small, next + 1);
         }
     }
 }
 
-/// The first bit from `bit` on in which not all agree.
-fn first_difference(places: &[usize], backends: &[Backend], bit: u32) -> Option<u32> {
+/// The first digit from `digit` on in which not all agree.
+fn first_difference(places: &[usize], backends: &[Backend], digit: u32) -> Option<u32> {
     let (first, last) = (places.first()?, places.last()?);
     // They are sorted, so the first and the last differ first.
-    (bit..HASH_BITS)
-        .find(|bit| bit_of(backends[*first].hash, *bit) != bit_of(backends[*last].hash, *bit))
+    (digit..DIGITS).find(|digit| {
+        digit_of(backends[*first].hash, *digit) != digit_of(backends[*last].hash, *digit)
+    })
 }
 
-/// A bit of a hash, from the highest of those that are used.
-fn bit_of(hash: u64, bit: u32) -> bool {
-    hash >> (HASH_BITS - 1 - bit) & 1 == 1
+/// Where the last group begins of those that have the same digit there; `None`
+/// if all have.
+fn last_group(places: &[usize], backends: &[Backend], digit: u32) -> Option<usize> {
+    let digit_at = |at: &usize| digit_of(backends[*at].hash, digit);
+    let last = digit_at(places.last()?);
+    Some(places.partition_point(|at| digit_at(at) < last)).filter(|at| *at > 0)
+}
+
+/// A digit of a hash, from the highest of those that are used.
+fn digit_of(hash: u64, digit: u32) -> u64 {
+    hash >> (HASH_BITS - DIGIT_BITS * (digit + 1)) & ((1 << DIGIT_BITS) - 1)
 }
 
 /// The name of the chain of all whose hashes begin like this one, up to and
-/// including that bit: 6 bits that say how many, and those 36, in 7 letters.
-fn id(hash: u64, bit: u32) -> String {
+/// including that digit: 6 bits that say how many, and those 36, in 7 letters.
+fn id(hash: u64, digit: u32) -> String {
     const LETTERS: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.";
-    let unused = HASH_BITS - 1 - bit;
+    let unused = HASH_BITS - DIGIT_BITS * (digit + 1);
     let prefix = (hash & ((1 << HASH_BITS) - 1)) >> unused << unused;
-    let number = prefix << 6 | u64::from(bit);
+    let number = prefix << 6 | u64::from(digit);
     let letter = |place: u32| char::from(LETTERS[(number >> (6 * place) & 63) as usize]);
     (0..7).rev().map(letter).collect()
 }

@@ -293,7 +293,7 @@ fn large_and_coprime_weights_take_some_dozens_of_rules_at_the_most() {
 #[test]
 fn a_tree_visits_the_logarithm_and_auto_takes_it() {
     let visits = |arrangement: &Arrangement| arrangement.visits() >> 64;
-    for (count, most) in [(1024, 11), (10_000, 18)] {
+    for (count, most) in [(1024, 13), (10_000, 18)] {
         let backends = backends(&vec![1; count]);
         for mode in [Mode::Nth, Mode::Random] {
             let auto = fits(arrange(mode, Layout::Auto, &backends));

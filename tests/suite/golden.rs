@@ -71,9 +71,10 @@ fn recorded_cases() {
         );
 
         let outcome = converge(&Recorded(dump), &request, Run::Check).unwrap();
-        let reply = serde_json::to_string_pretty(&Report::new(&request, &outcome, Run::Check))
-            .unwrap()
-            + "\n";
+        let reply =
+            serde_json::to_string_pretty(&Report::new(&request, &outcome, Run::Check, true))
+                .unwrap()
+                + "\n";
         assert_fresh(&format!("tests/golden/{name}/reply.json"), &reply);
         seen += 1;
     }
