@@ -149,8 +149,9 @@ impl Report {
     /// # Errors
     /// When it cannot be written.
     pub fn write_json(&self, out: &mut impl io::Write) -> io::Result<()> {
-        serde_json::to_writer(&mut *out, self)?;
-        out.write_all(b"\n")?;
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        out.write_all(&line)?;
         out.flush()
     }
 }

@@ -73,6 +73,33 @@ fn weights_in_turn_are_exact_over_every_round() {
     }
 }
 
+/// Forty backends: too many for one chain to be the shortest way.
+#[test]
+fn in_a_tree_turns_are_exact_and_in_listed_order_too() {
+    for variant in VARIANTS {
+        let mut lab = Lab::new();
+        let servers: Vec<String> = (0..40)
+            .map(|n| format!("10.9.0.{}:{}", n % 8 + 1, 1000 + n / 8))
+            .collect();
+        lab.servers.serve(
+            "tcp",
+            &servers.iter().map(String::as_str).collect::<Vec<_>>(),
+        );
+        for count in [40, 37] {
+            let servers = &servers[..count];
+            lab.gateway.apply(&json!({"name": "HUBS", "variant": variant, "destination_port": 5308, "backends": servers}));
+            assert!(lab.gateway.dump(variant).contains(":HUBS/"), "a tree");
+            let answers = lab.client.connect("tcp", "10.8.0.1:5308", 3 * count);
+            let expected: Vec<&str> = (0..3 * count)
+                .map(|n| servers[n % count].split(':').next().unwrap())
+                .collect();
+            assert_eq!(answers, expected, "{variant}");
+            lab.gateway
+                .apply(&json!({"name": "HUBS", "variant": variant, "state": "absent"}));
+        }
+    }
+}
+
 #[test]
 fn by_chance_each_server_gets_about_its_share() {
     for variant in VARIANTS {

@@ -59,6 +59,13 @@ fn crowded(variant: &str) -> Namespace {
     namespace
 }
 
+/// That many backends in a network.
+fn many(count: usize, network: &str, rest: &str) -> String {
+    let separator = if network.contains(':') { ":" } else { "." };
+    let backend = |number| format!("{network}{separator}{number} {rest}");
+    (1..=count).map(backend).collect::<Vec<_>>().join(",")
+}
+
 /// The corners of what can be asked.
 fn states(variant: &str) -> Vec<Value> {
     let states = [
@@ -70,6 +77,9 @@ fn states(variant: &str) -> Vec<Value> {
         json!({"destination_port": "0:65535", "protocol": "sctp", "in_interface": "eth+", "jump": "insert", "destination": "local", "backends": "10.9.0.1:9"}),
         json!({"destination_port": 5308, "protocol": "dccp", "source": "192.0.2.0/24", "backends": "10.9.0.1:5308,10.9.0.2"}),
         json!({"destination_port": 5308, "backends": "[fd09::1]:5308"}),
+        json!({"destination_port": 5308, "layout": "tree", "backends": many(23, "10.9.1", "weight=1")}),
+        json!({"destination_port": 5308, "mode": "random", "backends": many(40, "10.9.1", "weight=3") + "," + &many(9, "fd09:", "weight=2")}),
+        json!({"destination_port": 5308, "layout": "tree", "backends": many(9, "10.9.1", "weight=3") + "," + &many(4, "10.9.2", "weight=7")}),
         json!({"state": "absent"}),
     ];
     let named = |mut state: Value| {
@@ -456,6 +466,94 @@ fn counters_are_carried_over() {
             "[11:660] -A W -p tcp -j DNAT --to-destination 10.9.0.1",
         ] {
             assert!(dump.contains(line), "{variant}: {line}\n{dump}\n{result}");
+        }
+    }
+}
+
+/// With chances, one backend of a thousand costs a few rules wherever it
+/// stands in the list, and what was counted is not lost.
+#[test]
+fn in_a_tree_one_backend_changes_few_rules() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("w");
+        let servers: Vec<String> = (0..1000)
+            .map(|n| format!("10.9.{}.{}", n / 200, n % 200 + 1))
+            .collect();
+        let request = |servers: &[String]| json!({"name": "W", "variant": variant, "mode": "random", "destination_port": 80, "backends": servers});
+        namespace.apply(&request(&servers));
+        for at in [0, 500, 999] {
+            let mut without = servers.clone();
+            let gone = without.remove(at);
+            let mut heavier = servers.clone();
+            heavier[at] = format!("{gone} weight=7");
+            for wanted in [&without, &servers, &heavier, &servers] {
+                let changes = namespace.apply(&request(wanted))["changes"]
+                    .as_array()
+                    .unwrap()
+                    .len();
+                assert!((1..=64).contains(&changes), "{changes} changes at {at}");
+                assert_eq!(namespace.apply(&request(wanted))["changed"], json!(false));
+            }
+        }
+    }
+}
+
+/// However the weights change, the connections that each backend was given
+/// stay counted as long as it has a rule.
+#[test]
+fn no_change_of_weights_loses_a_count() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("v");
+        let request = |mode: &str, layout: &str, weights: &str| {
+            let weights = weights.split(' ').enumerate();
+            let backends: Vec<String> = weights
+                .map(|(n, weight)| format!("10.9.0.{} weight={weight}", n + 1))
+                .collect();
+            json!({"name": "W", "variant": variant, "mode": mode, "layout": layout, "destination_port": 80, "backends": backends})
+        };
+        let counted = || {
+            let mut sums: BTreeMap<String, u64> = BTreeMap::new();
+            for line in namespace
+                .dump(variant)
+                .lines()
+                .filter(|line| line.contains("-j DNAT"))
+            {
+                let packets: u64 = line[1..].split(':').next().unwrap().parse().unwrap();
+                *sums
+                    .entry(line.rsplit(' ').next().unwrap().to_owned())
+                    .or_default() += packets;
+            }
+            sums
+        };
+        namespace.apply(&request("nth", "flat", "3 2 2"));
+        let dump = namespace.run(&[&format!("iptables-{variant}-save"), "-t", "nat"]);
+        let rules = dump.lines().filter_map(|line| line.strip_prefix("-A W "));
+        let edits: String = rules
+            .enumerate()
+            .map(|(at, rule)| format!("-R W {} -c {} 100 {rule}\n", at + 1, 10 * (at + 1)))
+            .collect();
+        namespace.restore(
+            &format!("iptables-{variant}-restore"),
+            &format!("*nat\n{edits}COMMIT\n"),
+        );
+        let before = counted();
+        assert_eq!(before.len(), 3);
+        for (mode, layout, weights) in [
+            ("nth", "flat", "5 1 1"),
+            ("nth", "flat", "33 34 33"),
+            ("nth", "flat", "1 1 1"),
+            ("nth", "tree", "7 3 5"),
+            ("random", "flat", "1 2 3"),
+            ("random", "tree", "9 1 1"),
+            ("nth", "flat", "97 2 1"),
+            ("nth", "flat", "3 2 2"),
+        ] {
+            let result = namespace.apply(&request(mode, layout, weights));
+            assert_eq!(
+                counted(),
+                before,
+                "{variant}: {mode} {layout} {weights}: {result}"
+            );
         }
     }
 }
