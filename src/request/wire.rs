@@ -54,7 +54,6 @@ pub(crate) struct Wire {
     pub in_interface: Option<Value>,
 
     /// One chain, or a tree of chains; `auto` takes the one with the fewest rules to visit.
-    /// `tree` is not available yet.
     #[schemars(with = "Option<Layout>", extend("default" = "auto"))]
     pub layout: Option<Value>,
 

@@ -88,6 +88,21 @@ pub enum Arranged {
     TooSmall(usize),
 }
 
+impl Arranged {
+    /// Of two the one in which a connection visits fewer rules, the first if
+    /// they are equal; if only one fits, that one.
+    #[must_use]
+    pub fn or_shorter(self, other: impl FnOnce() -> Self) -> Self {
+        match (self, other()) {
+            (Self::Fits(first), Self::Fits(other)) if other.visits() < first.visits() => {
+                Self::Fits(other)
+            }
+            (first @ Self::Fits(_), _) => first,
+            (_, other) => other,
+        }
+    }
+}
+
 /// The most rules that may be spent on a pool of that many backends in turn.
 /// More would cost every new connection more than a round that is a little
 /// less exact would cost anybody: eight for each backend, and 32 for small

@@ -8,7 +8,6 @@ mod arrangement;
 mod chances;
 mod turns;
 
-use crate::request::{Layout, Mode};
 use crate::statistic::Statistic;
 pub use arrangement::{
     Arranged, Arrangement, Backend, Branch, Node, To, flat_by_chance, flat_in_turn, rules_max,
@@ -35,30 +34,6 @@ fn divisor(weights: &[u64]) -> u64 {
     weights
         .iter()
         .fold(0, |so_far, weight| gcd(so_far, *weight))
-}
-
-/// The arrangement that is asked for; with [`Layout::Auto`] the one in which a
-/// connection visits the fewest rules, and one chain if they are equal.
-#[must_use]
-pub fn arrange(mode: Mode, layout: Layout, backends: &[Backend]) -> Arranged {
-    let flat = || match mode {
-        Mode::Nth => flat_in_turn(backends),
-        Mode::Random => flat_by_chance(backends),
-    };
-    let tree = || match mode {
-        Mode::Nth => tree_in_turn(backends),
-        Mode::Random => tree_by_chance(backends),
-    };
-    match layout {
-        Layout::Flat => flat(),
-        Layout::Tree => tree(),
-        Layout::Auto => match (flat(), tree()) {
-            (Arranged::Fits(flat), Arranged::Fits(tree)) if tree.visits() < flat.visits() => {
-                Arranged::Fits(tree)
-            }
-            (fits @ Arranged::Fits(_), _) | (_, fits) => fits,
-        },
-    }
 }
 
 #[cfg(test)]

@@ -113,8 +113,9 @@ fn four_equal_servers_are_four_three_two_and_the_rest() {
     let flat = fits(flat_in_turn(&backends(&[1, 1, 1, 1])));
     assert_eq!(every(&flat), [4, 3, 2, 1]);
     assert_eq!(serve(&flat, 8), [0, 1, 2, 3, 0, 1, 2, 3]);
+    let four = backends(&[1, 1, 1, 1]);
     assert_eq!(
-        fits(arrange(Mode::Nth, Layout::Auto, &backends(&[1, 1, 1, 1]))),
+        fits(flat_in_turn(&four).or_shorter(|| tree_in_turn(&four))),
         flat
     );
 }
@@ -295,18 +296,14 @@ fn a_tree_visits_the_logarithm_and_auto_takes_it() {
     let visits = |arrangement: &Arrangement| arrangement.visits() >> 64;
     for (count, most) in [(1024, 13), (10_000, 18)] {
         let backends = backends(&vec![1; count]);
-        for mode in [Mode::Nth, Mode::Random] {
-            let auto = fits(arrange(mode, Layout::Auto, &backends));
-            assert!(
-                visits(&auto) < most,
-                "{} of {count} by {mode:?}",
-                visits(&auto)
-            );
-            assert_eq!(auto, fits(arrange(mode, Layout::Tree, &backends)));
-            assert_eq!(
-                visits(&fits(arrange(mode, Layout::Flat, &backends))),
-                (count as u128) / 2
-            );
+        for (flat, tree) in [
+            (flat_in_turn(&backends), tree_in_turn(&backends)),
+            (flat_by_chance(&backends), tree_by_chance(&backends)),
+        ] {
+            let auto = fits(flat.clone().or_shorter(|| tree.clone()));
+            assert_eq!(auto, fits(tree));
+            assert!(visits(&auto) < most, "{} of {count}", visits(&auto));
+            assert_eq!(visits(&fits(flat)), (count as u128) / 2);
         }
     }
 }
