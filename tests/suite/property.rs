@@ -63,11 +63,12 @@ fn requests() -> impl Strategy<Value = Value> {
         prop::sample::select(vec!["append", "insert"]),
         prop::option::of(prop::sample::select(vec!["eth0", "wan+"])),
         any::<bool>(),
+        prop::sample::select(vec!["auto", "flat", "tree"]),
     );
-    let present = attributes.prop_filter_map("a family has no weight", |(backends, mode, protocol, port, jump, interface, local)| {
+    let present = attributes.prop_filter_map("a family has no weight", |(backends, mode, protocol, port, jump, interface, local, layout)| {
         let value = json!({
             "name": "W", "backends": backends, "mode": mode, "protocol": protocol, "destination_port": port, "jump": jump,
-            "in_interface": interface, "destination": local.then_some("local"),
+            "in_interface": interface, "layout": layout, "destination": local.then_some("local"),
         });
         Request::from_json(value.as_object().unwrap().clone()).is_ok().then_some(value)
     });
