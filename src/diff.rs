@@ -11,6 +11,7 @@
 //! 4. Chains come before what leads to them, and go after.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
 
 use crate::align;
 use crate::change::{Action, Change};
@@ -18,7 +19,7 @@ use crate::net::{Family, Protocol, Table};
 use crate::plan::{self, Part, Plan};
 use crate::request::Jump;
 use crate::rule::{Rule, Target};
-use crate::ruleset::{Counters, Lead, Owned, Ruleset, SavedRule};
+use crate::ruleset::{Chain, Counters, Lead, Owned, Ruleset, SavedRule};
 
 /// The changes that turn what a family has into what is planned for it.
 #[must_use]
@@ -29,8 +30,10 @@ pub fn to_plan(plan: &Plan, family: Family, found: &Ruleset) -> Vec<Change> {
         let owned = found.owned(table);
         let mut steps = Steps::new(family, table);
         if !as_planned(owned, part) {
-            let key = |rule: &SavedRule| Meaning::of(rule, part.protocol);
-            steps.chains(owned, planned_chains(part), key);
+            let mut wanted = planned_chains(part);
+            let mut matched = matched(owned, &wanted, |rule| Meaning::of(rule, part.protocol));
+            carry_over(owned, &mut wanted, &mut matched);
+            steps.chains(owned, &wanted, &matched);
         }
         steps.leads_to_plan(&owned.leads, &part.leads);
         steps.delete_chains(owned, |name| part.chains.contains_key(name));
@@ -53,13 +56,11 @@ pub fn to_plan(plan: &Plan, family: Family, found: &Ruleset) -> Vec<Change> {
 pub fn to_earlier(earlier: &Ruleset, family: Family, found: &Ruleset) -> Vec<Change> {
     let in_table = |table| {
         let (before, now) = (earlier.owned(table), found.owned(table));
-        let chains = before
-            .chains
-            .iter()
-            .map(|(name, chain)| (name.clone(), chain.rules.clone()))
-            .collect();
+        let chain = |(name, chain): (&String, &Chain)| (name.clone(), chain.rules.clone());
+        let wanted = before.chains.iter().map(chain).collect();
+        let matched = matched(now, &wanted, |rule| (rule.text.clone(), rule.fresh));
         let mut steps = Steps::new(family, table);
-        steps.chains(now, chains, |rule| (rule.text.clone(), rule.fresh));
+        steps.chains(now, &wanted, &matched);
         steps.leads_to_earlier(&now.leads, &before.leads);
         steps.delete_chains(now, |name| before.chains.contains_key(name));
         steps.changes
@@ -95,7 +96,13 @@ fn as_planned(owned: &Owned, part: &Part) -> bool {
     part.chains.iter().all(is_right)
 }
 
-fn planned_chains(part: &Part) -> BTreeMap<String, Vec<SavedRule>> {
+/// The chains that are to be there, by name.
+type Chains = BTreeMap<String, Vec<SavedRule>>;
+
+/// By chain, which rule that is there is which that is to be.
+type Matched = BTreeMap<String, Vec<(usize, usize)>>;
+
+fn planned_chains(part: &Part) -> Chains {
     part.chains
         .iter()
         .map(|(name, rules)| (name.clone(), rules.iter().map(written).collect()))
@@ -130,6 +137,52 @@ impl Meaning {
     }
 }
 
+fn matched<K: Eq + Hash>(found: &Owned, wanted: &Chains, key: impl Fn(&SavedRule) -> K) -> Matched {
+    let keys = |rules: &[SavedRule]| rules.iter().map(&key).collect::<Vec<K>>();
+    let in_chain = |(name, chain): (&String, &Chain)| {
+        let new = wanted.get(name).map_or(&[][..], Vec::as_slice);
+        (name.clone(), align::pairs(&keys(&chain.rules), &keys(new)))
+    };
+    found.chains.iter().map(in_chain).collect()
+}
+
+/// Hands the counters of rules that go to new ones for the same target. Where
+/// there is no new one, one that stays is written anew to take them over.
+fn carry_over(found: &Owned, wanted: &mut Chains, matched: &mut Matched) {
+    let mut counted = Counted::default();
+    for (name, chain) in &found.chains {
+        let kept: HashSet<usize> = matched[name].iter().map(|(old, _)| *old).collect();
+        let going = chain
+            .rules
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| !kept.contains(at));
+        going.for_each(|(_, rule)| counted.take(rule));
+    }
+    for (name, new) in wanted.iter_mut() {
+        let pairs = matched.get(name).map_or(&[][..], Vec::as_slice);
+        let kept: HashSet<usize> = pairs.iter().map(|(_, new)| *new).collect();
+        let coming = new
+            .iter_mut()
+            .enumerate()
+            .filter(|(at, _)| !kept.contains(at));
+        coming.for_each(|(_, rule)| counted.hand_to(rule));
+    }
+    for (name, pairs) in matched {
+        pairs.retain(
+            |(old, new)| match counted.left_for(&found.chains[name].rules[*old]) {
+                Some(counters) => {
+                    if let Some(rules) = wanted.get_mut(name) {
+                        rules[*new].counters = counters;
+                    }
+                    false
+                }
+                None => true,
+            },
+        );
+    }
+}
+
 /// The steps for one table of one family, in order.
 struct Steps {
     family: Family,
@@ -157,57 +210,16 @@ impl Steps {
 
     /// Chains that are to be there: the new ones are created first, since rules
     /// of the others may lead to them.
-    fn chains<K: Eq + std::hash::Hash>(
-        &mut self,
-        found: &Owned,
-        mut wanted: BTreeMap<String, Vec<SavedRule>>,
-        key: impl Fn(&SavedRule) -> K,
-    ) {
+    fn chains(&mut self, found: &Owned, wanted: &Chains, matched: &Matched) {
         for name in wanted
             .keys()
             .filter(|name| !found.chains.contains_key(*name))
         {
             self.push(name, Action::CreateChain);
         }
-        let mut matched = BTreeMap::new();
-        let mut counted = Counted::default();
-        for (name, chain) in &found.chains {
-            let new = wanted.get(name).map_or(&[][..], Vec::as_slice);
-            let keys = |rules: &[SavedRule]| rules.iter().map(&key).collect::<Vec<K>>();
-            let pairs = align::pairs(&keys(&chain.rules), &keys(new));
-            let kept: HashSet<usize> = pairs.iter().map(|(old, _)| *old).collect();
-            let going = chain
-                .rules
-                .iter()
-                .enumerate()
-                .filter(|(at, _)| !kept.contains(at));
-            going.for_each(|(_, rule)| counted.take(rule));
-            matched.insert(name.clone(), pairs);
-        }
-        for (name, new) in &mut wanted {
-            let pairs = matched.get(name).map_or(&[][..], Vec::as_slice);
-            let kept: HashSet<usize> = pairs.iter().map(|(_, new)| *new).collect();
-            let coming = new
-                .iter_mut()
-                .enumerate()
-                .filter(|(at, _)| !kept.contains(at));
-            coming.for_each(|(_, rule)| counted.hand_to(rule));
-        }
-        for (name, new) in &mut wanted {
-            let mut pairs = matched.remove(name).unwrap_or_default();
-            pairs.retain(
-                |(old, at)| match counted.left_for(&found.chains[name].rules[*old]) {
-                    Some(counters) => {
-                        new[*at].counters = counters;
-                        false
-                    }
-                    None => true,
-                },
-            );
-            let old = found
-                .chains
-                .get(name)
-                .map_or(&[][..], |chain| chain.rules.as_slice());
+        for (name, new) in wanted {
+            let old = found.chains.get(name).map_or(&[][..], |chain| &chain.rules);
+            let pairs = matched.get(name).cloned().unwrap_or_default();
             self.edits(name, old, new, pairs);
         }
     }
@@ -377,15 +389,10 @@ impl Counted {
         }
     }
 
-    /// A rule that brings counters of its own keeps those.
     fn hand_to(&mut self, rule: &mut SavedRule) {
-        let counters = rule
-            .meaning
-            .as_ref()
-            .and_then(|meaning| self.0.remove(&meaning.target));
-        if rule.counters == Counters::default() {
-            rule.counters = counters.unwrap_or_default();
-        }
+        let meaning = rule.meaning.as_ref();
+        let counters = meaning.and_then(|meaning| self.0.remove(&meaning.target));
+        rule.counters = counters.unwrap_or_default();
     }
 
     /// What a rule that stays has to take over, since no new one does.
