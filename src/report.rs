@@ -120,7 +120,7 @@ impl Report {
         let changes: Vec<_> = outcome.changes.iter().map(ReportedChange::from).collect();
         let msg = match &outcome.failure {
             Some(failure) => failure.clone(),
-            None => sentence(request, changes.len(), run),
+            None => sentence(request, outcome, run),
         };
         Self {
             changed: !changes.is_empty(),
@@ -176,30 +176,40 @@ fn wish(request: &Request) -> Wish {
     }
 }
 
-fn sentence(request: &Request, changes: usize, run: Run) -> String {
+fn sentence(request: &Request, outcome: &Outcome, run: Run) -> String {
     let name = request.name.as_str();
-    let counted = match changes {
-        1 => "1 change".to_owned(),
-        more => format!("{more} changes"),
+    let counted = match outcome.changes.len() {
+        0 => String::new(),
+        1 => ", with 1 change".to_owned(),
+        more => format!(", with {more} changes"),
     };
-    match (&request.wanted, changes, run) {
-        (Wanted::Absent, 0, _) => format!("there is no balancer `{name}`"),
-        (Wanted::Absent, _, Run::Apply) => format!("removed the balancer `{name}`, with {counted}"),
-        (Wanted::Absent, _, Run::Check) => {
-            format!("would remove the balancer `{name}`, with {counted}")
+    let existed = outcome.before.values().any(|found| !found.is_empty());
+    match (&request.wanted, outcome.changes.is_empty(), run) {
+        (Wanted::Absent, true, _) => format!("there is no balancer `{name}`"),
+        (Wanted::Absent, false, Run::Apply) => format!("removed the balancer `{name}`{counted}"),
+        (Wanted::Absent, false, Run::Check) => {
+            format!("would remove the balancer `{name}`{counted}")
         }
-        (Wanted::Present(balancer), 0, _) => format!(
-            "the balancer `{name}` is as it should be, over {}",
-            pool(balancer)
-        ),
-        (Wanted::Present(balancer), _, Run::Apply) => format!(
-            "the balancer `{name}` was set up over {}, with {counted}",
-            pool(balancer)
-        ),
-        (Wanted::Present(balancer), _, Run::Check) => format!(
-            "would set up the balancer `{name}` over {}, with {counted}",
-            pool(balancer)
-        ),
+        (Wanted::Present(balancer), true, _) => {
+            format!(
+                "the balancer `{name}` is as it should be, over {}",
+                pool(balancer)
+            )
+        }
+        (Wanted::Present(balancer), false, Run::Apply) => {
+            let done = if existed { "updated" } else { "set up" };
+            format!(
+                "the balancer `{name}` was {done} over {}{counted}",
+                pool(balancer)
+            )
+        }
+        (Wanted::Present(balancer), false, Run::Check) => {
+            let to_do = if existed { "update" } else { "set up" };
+            format!(
+                "would {to_do} the balancer `{name}` over {}{counted}",
+                pool(balancer)
+            )
+        }
     }
 }
 

@@ -130,7 +130,7 @@ pub(crate) struct BackendWire {
     #[schemars(with = "Option<u16>", range(min = 1))]
     pub port: Option<Value>,
 
-    /// Its part of the connections; 0 takes no new connections and keeps the old ones.
+    /// Its part of the connections, 0 to 2147483647; 0 takes no new connections and keeps the old ones.
     #[schemars(with = "Option<u32>", range(max = 2_147_483_647), extend("default" = 1))]
     pub weight: Option<Value>,
 }
