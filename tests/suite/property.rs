@@ -166,7 +166,7 @@ fn assert_exact(host: &Fake, value: &Value, family: Family) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: std::env::var("CASES").map_or(600, |cases| cases.parse().unwrap()), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_dump_and_any_request_converge_in_one_run(first in requests(), second in requests(), clutter in clutter()) {
