@@ -87,6 +87,8 @@ read -r line <&"${SERVERS[0]}"
 mkdir "$scratch/library"
 cp "$IPTABLES_BALANCE" "$scratch/library/iptables_balance"
 export IPTABLES_BALANCE_LOCKFILE=$scratch/lock
+# Who we are in here: root, so that the playbook's `become` has nothing to do.
+export LOGNAME=root USER=root
 export ANSIBLE_LIBRARY=$scratch/library ANSIBLE_REMOTE_TMP=$scratch/remote ANSIBLE_NOCOWS=1 HOME=$scratch LC_ALL=C.UTF-8
 play() {
   in_ $gateway ansible-playbook -i examples/ansible/inventory.ini examples/ansible/nth.yml "$@" | tee "$scratch/play"

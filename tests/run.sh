@@ -43,7 +43,7 @@ if ((EUID == 0)); then
   cp "$IPTABLES_BALANCE" "$home/"
   cp -r examples "$home/"
   quietly setpriv --reuid=65534 --regid=65534 --clear-groups \
-    env HOME="$home" IPTABLES_BALANCE="$home/iptables_balance" "$home/examples/demo.sh"
+    env HOME="$home" LOGNAME=nobody USER=nobody IPTABLES_BALANCE="$home/iptables_balance" "$home/examples/demo.sh"
   rm -rf "$home"
   exec cargo test --locked
 fi
