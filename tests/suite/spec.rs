@@ -347,7 +347,7 @@ fn ansibles_documentation_is_fresh() {
     let mut text = String::from(
         "# Made from the program's types; a test keeps it fresh.\n---\nDOCUMENTATION:\n  module: iptables_balance\n\
          \x20 short_description: Spreads new connections over servers with the kernel's iptables\n\
-         \x20 version_added: '0.1.0'\n  author: The authors of iptables_balance (@iptables-balance)\n  description:\n\
+         \x20 version_added: '0.1.0'\n  author: The authors of iptables_balance\n  description:\n\
          \x20   - Computes the rules of C(-m statistic) that give each backend exactly its share, compares them by meaning with those of the host, and applies only the difference, atomically.\n\
          \x20   - Numbers and booleans may also come as strings, and lists as comma-separated strings.\n\
          \x20 requirements:\n    - iptables on the managed host, nft or legacy; Python is not needed there\n\
