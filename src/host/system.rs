@@ -2,6 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{BufRead, ErrorKind};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -102,35 +104,32 @@ impl Host for System {
     }
 }
 
-/// The tables that legacy iptables has in this network namespace. Reading this
-/// loads no module, where running `iptables-legacy` would.
+/// The tables that legacy iptables has in this network namespace, a line each;
+/// `None` where that cannot be known. Reading this loads no module, where
+/// running `iptables-legacy` would.
 fn legacy_tables(family: Family) -> Option<String> {
-    fs::read_to_string(match family {
-        Family::Ipv4 => "/proc/net/ip_tables_names",
-        Family::Ipv6 => "/proc/net/ip6_tables_names",
-    })
-    .ok()
+    let directory = Path::new("/proc/net");
+    let names = directory.join(match family {
+        Family::Ipv4 => "ip_tables_names",
+        Family::Ipv6 => "ip6_tables_names",
+    });
+    match fs::read_to_string(names) {
+        Ok(names) => Some(names),
+        // Without the module there is no such file, and there are no tables.
+        Err(error) if error.kind() == ErrorKind::NotFound && directory.is_dir() => {
+            Some(String::new())
+        }
+        Err(_) => None,
+    }
 }
 
 /// Whether a table can have rules. Where that is not known it can.
 fn may_have_table(variant: Variant, family: Family, table: Table) -> bool {
+    let is_among = |names: String| names.lines().any(|name| name == table.as_str());
     match variant {
-        Variant::Legacy => match legacy_tables(family) {
-            Some(names) => names.lines().any(|name| name == table.as_str()),
-            None => !std::path::Path::new("/proc/net").is_dir() || legacy_module(family),
-        },
+        Variant::Legacy => legacy_tables(family).is_none_or(is_among),
         Variant::Nft => netlink::has_table(family, table).unwrap_or(true),
     }
-}
-
-/// Without the module there is no file of its tables; with it, one that
-/// cannot be read is not a sign that there are none.
-fn legacy_module(family: Family) -> bool {
-    std::path::Path::new(match family {
-        Family::Ipv4 => "/proc/net/ip_tables_names",
-        Family::Ipv6 => "/proc/net/ip6_tables_names",
-    })
-    .exists()
 }
 
 /// Whether a legacy table holds a rule. The tables are there already, so the
@@ -148,7 +147,7 @@ fn legacy_rules(family: Family) -> bool {
     let mentions_rule = |mut output: process::Output<'_>| {
         let mut found = false;
         let mut line = Vec::new();
-        while std::io::BufRead::read_until(&mut output, b'\n', &mut line)? > 0 {
+        while output.read_until(b'\n', &mut line)? > 0 {
             found |= line.starts_with(b"-A");
             line.clear();
         }
