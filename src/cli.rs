@@ -276,7 +276,7 @@ fn planned(
 /// What the dump has in the tables that `apply` would look at.
 fn current_state(dump: &[u8], request: &Request) -> Result<Ruleset, Misused> {
     let mut found = Ruleset::read(dump, &request.name)?;
-    if found.unreadable.iter().any(|table| table == "nat") {
+    if found.hides(Table::Nat) {
         return Err(Misused(
             "--current: table `nat` has rules that `nft` made and iptables cannot show".to_owned(),
         ));

@@ -10,7 +10,7 @@ use anyhow::Result;
 use crate::change::{Change, applied};
 use crate::diff;
 use crate::host::{Host, Look, Scope, Variant};
-use crate::net::Family;
+use crate::net::{Family, Table};
 use crate::plan::Plan;
 use crate::request::{Request, Wanted};
 use crate::restore;
@@ -100,10 +100,7 @@ pub fn converge(host: &impl Host, request: &Request, run: Run) -> Result<Outcome
 }
 
 fn warnings(host: &impl Host, found: &State) -> Vec<String> {
-    let other = match host.variant() {
-        Variant::Nft => "legacy",
-        Variant::Legacy => "nft",
-    };
+    let other = host.variant().other().as_str();
     let mixed = host.other_variant_in_use().then(|| {
         format!(
             "there are rules of iptables-{other} too; both variants act on every packet, one after the other, \
@@ -164,7 +161,7 @@ fn read(host: &impl Host, request: &Request, plan: &Plan, counters: Counters) ->
 /// A nat table that cannot be shown is not an empty one, where it matters.
 fn readable(found: Ruleset, family: Family, scope: Scope, plan: &Plan) -> Result<Ruleset> {
     let matters = plan.uses(family) || scope == Scope::All;
-    if matters && found.unreadable.iter().any(|table| table == "nat") {
+    if matters && found.hides(Table::Nat) {
         anyhow::bail!(
             "the {} table `nat` has rules that `nft` made and iptables cannot show; \
              remove them with `nft`, or give them a table of their own",

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -105,11 +106,17 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    const ALL: [Self; 4] = [Self::Tcp, Self::Udp, Self::Sctp, Self::Dccp];
+    /// All with their names.
+    pub const WORDS: [(&'static str, Self); 4] = [
+        (Self::Tcp.as_str(), Self::Tcp),
+        (Self::Udp.as_str(), Self::Udp),
+        (Self::Sctp.as_str(), Self::Sctp),
+        (Self::Dccp.as_str(), Self::Dccp),
+    ];
 
     /// The name of the protocol and of the match that reads its ports.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
@@ -141,10 +148,20 @@ impl Protocol {
     /// Reads a name or a number, as `iptables-save` prints either.
     #[must_use]
     pub fn from_argument(text: &str) -> Option<Self> {
-        Self::ALL
+        let named = |(name, protocol): &(&str, Self)| *name == text || protocol.number() == text;
+        Self::WORDS
             .into_iter()
-            .find(|protocol| protocol.as_str() == text || protocol.number() == text)
+            .find(named)
+            .map(|(_, protocol)| protocol)
     }
+}
+
+/// An address or a network in CIDR notation, without bits beyond its prefix.
+#[must_use]
+pub fn network(text: &str) -> Option<IpNet> {
+    let network = text.parse::<IpNet>().ok();
+    let network = network.or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    network.map(|network| network.trunc())
 }
 
 /// Ports from `first` to `last`, both included.

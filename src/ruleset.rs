@@ -188,6 +188,12 @@ impl Ruleset {
         self.tables.get(&table).unwrap_or(&NOTHING)
     }
 
+    /// Whether that table is there, but not in the dump.
+    #[must_use]
+    pub fn hides(&self, table: Table) -> bool {
+        self.unreadable.iter().any(|name| name == table.as_str())
+    }
+
     /// Whether nothing is owned in any table.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -36,7 +36,9 @@ impl Variant {
         }
     }
 
-    fn other(self) -> Self {
+    /// The one that this is not.
+    #[must_use]
+    pub fn other(self) -> Self {
         match self {
             Self::Nft => Self::Legacy,
             Self::Legacy => Self::Nft,

@@ -226,21 +226,21 @@ fn wanted(wire: &Wire) -> Result<Wanted, BadRequest> {
         .transpose()?;
     let mut balancer = Balancer {
         mode: word("mode", &wire.mode, Mode::WORDS)?,
-        protocol: word("protocol", &wire.protocol, PROTOCOLS)?,
+        protocol: word("protocol", &wire.protocol, &Protocol::WORDS)?,
         destination: destination(wire)?,
         sources: networks("source", &wire.source)?,
         in_interface: interface("in_interface", &wire.in_interface)?,
         jump: word("jump", &wire.jump, Jump::WORDS)?,
-        destination_ports: ports.clone().unwrap_or_default(),
+        destination_ports: Ports::default(),
         pools: Vec::new(),
     };
     let layout = word("layout", &wire.layout, Layout::WORDS)?;
     let not_yet = gateway(wire)?;
-    let not_yet_persistent = asks_to_persist(&wire.persist)?;
+    let persist = asks_to_persist(&wire.persist)?.then_some("persist");
     match state {
-        State::Absent => match not_yet_persistent {
-            true => Err(not_available("persist")),
-            false => Ok(Wanted::Absent),
+        State::Absent => match persist {
+            Some(path) => Err(not_available(path)),
+            None => Ok(Wanted::Absent),
         },
         State::Present => {
             let Some(backends) = backends else {
@@ -249,26 +249,20 @@ fn wanted(wire: &Wire) -> Result<Wanted, BadRequest> {
                     "is missing; it lists the servers",
                 ));
             };
-            if ports.is_none() {
+            let Some(ports) = ports else {
                 let problem = "is missing; it says what is balanced, and \"0:65535\" is every port";
                 return Err(BadRequest::new("destination_port", problem));
-            }
-            if let Some(path) = not_yet {
+            };
+            if let Some(path) = not_yet.or(persist) {
                 return Err(not_available(path));
             }
+            balancer.destination_ports = ports;
             balancer.pools = pools(&backends, balancer.mode, layout)?;
             balancer.check_networks()?;
             Ok(Wanted::Present(balancer))
         }
     }
 }
-
-const PROTOCOLS: &[(&str, Protocol)] = &[
-    ("tcp", Protocol::Tcp),
-    ("udp", Protocol::Udp),
-    ("sctp", Protocol::Sctp),
-    ("dccp", Protocol::Dccp),
-];
 
 /// The attributes of the gateway around the chain: read and checked, and the
 /// first that asks for an effect, which none has yet.
@@ -311,7 +305,6 @@ fn gateway(wire: &Wire) -> Result<Option<&'static str>, BadRequest> {
             "disconnect",
             word("disconnect", &wire.disconnect, Disconnect::WORDS)? == Disconnect::Always,
         ),
-        ("persist", asks_to_persist(&wire.persist)?),
     ];
     Ok(asked
         .into_iter()

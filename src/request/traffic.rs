@@ -1,14 +1,12 @@
 //! Which traffic is meant: ports, networks, interfaces.
 
-use std::net::IpAddr;
-
 use ipnet::IpNet;
 use serde_json::Value;
 
 use super::coerce::{BadRequest, Place, integer, list, text};
 use super::wire::Wire;
 use super::{Destination, given};
-use crate::net::{PortRange, Ports};
+use crate::net::{self, PortRange, Ports};
 
 /// What is balanced.
 pub(super) fn ports(place: &Place) -> Result<Ports, BadRequest> {
@@ -75,15 +73,10 @@ pub(super) fn networks(path: &str, value: &Option<Value>) -> Result<Vec<IpNet>, 
 
 fn network(place: &Place) -> Result<IpNet, BadRequest> {
     let text = text(place)?;
-    let network = text
-        .parse::<IpNet>()
-        .ok()
-        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-    let network = network.ok_or_else(|| match text.as_str() {
+    net::network(&text).ok_or_else(|| match text.as_str() {
         "local" => place.bad("`local` stands alone, not beside other addresses"),
         _ => place.refuse("is not an IP address or network such as 192.0.2.0/24"),
-    })?;
-    Ok(network.trunc())
+    })
 }
 
 /// The name of an interface, in the characters that interfaces are named with

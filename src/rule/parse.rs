@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{Rule, Target};
-use crate::net::{PortRange, Ports, Protocol, Table};
+use crate::net::{self, PortRange, Ports, Protocol, Table};
 use crate::statistic::{Probability, Statistic};
 
 /// The word at which a rule stopped making sense to us.
@@ -252,20 +252,14 @@ fn name(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
+/// Also with a netmask: `10.0.0.0/255.0.0.0`
 fn network(text: &str) -> Option<IpNet> {
-    let network = text
-        .parse::<IpNet>()
-        .ok()
-        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-    network
-        .or_else(|| with_netmask(text))
-        .map(|network| network.trunc())
-}
-
-/// `10.0.0.0/255.0.0.0`
-fn with_netmask(text: &str) -> Option<IpNet> {
-    let (address, mask) = text.split_once('/')?;
-    IpNet::with_netmask(address.parse().ok()?, mask.parse().ok()?).ok()
+    let with_netmask = || {
+        let (address, mask) = text.split_once('/')?;
+        let network = IpNet::with_netmask(address.parse().ok()?, mask.parse().ok()?);
+        network.ok().map(|network| network.trunc())
+    };
+    net::network(text).or_else(with_netmask)
 }
 
 fn port(text: &str) -> Option<Ports> {

@@ -213,30 +213,25 @@ fn invalid_and_failed_promises_leave_their_neighbours_alone() {
     }
 
     // Something that fails on the host: the reason is said, and nothing is left.
-    let directory = namespace.stand_in(
-        "iptables-restore",
-        "#!/bin/sh\necho 'out of order' >&2\nexit 3\n",
-    );
     let text = promises(
         r#"  iptables_balance: "W" destination_port => "81", backends => { "10.9.0.1" }, classes => outcome("one");"#,
     );
     let path = policy(&namespace, "q.cf", &text);
     let before = namespace.dump("nft");
     let work = work_directory(&namespace);
-    let path_variable = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", directory.display());
-    let output = namespace.feed(
-        &[
-            "env",
-            &path_variable,
-            "cf-agent",
-            "-w",
-            work.to_str().unwrap(),
-            "-KI",
-            "-f",
-            path.to_str().unwrap(),
-        ],
-        "",
+    let refusing = (
+        "iptables-restore",
+        "#!/bin/sh\necho 'out of order' >&2\nexit 3\n",
     );
+    let arguments = [
+        "cf-agent",
+        "-w",
+        work.to_str().unwrap(),
+        "-KI",
+        "-f",
+        path.to_str().unwrap(),
+    ];
+    let output = namespace.feed_with_stand_in(refusing, &arguments, "");
     let said = shown(&output);
     assert!(
         said.contains(

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::lab::{Namespace, PROGRAM, VARIANTS, shown};
+use crate::lab::{Namespace, PROGRAM, VARIANTS, restore_of_ipv6, shown};
 
 fn hubs(variant: &str, backends: &str) -> Value {
     json!({"name": "W", "variant": variant, "destination_port": 80, "backends": backends})
@@ -103,24 +103,6 @@ fn a_change_is_one_restore_for_each_family() {
     }
 }
 
-/// The name of the program that the variant's IPv6 restore is found by.
-fn restore_of_ipv6(variant: &str) -> &'static str {
-    if variant == "nft" {
-        "ip6tables-restore"
-    } else {
-        "ip6tables-legacy-restore"
-    }
-}
-
-/// Runs with programs of ours before the real ones.
-fn with_stand_in(namespace: &Namespace, name: &str, script: &str, request: &Value) -> Value {
-    let directory = namespace.stand_in(name, script);
-    let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", directory.display());
-    let output = namespace.feed(&["env", &path, PROGRAM], &request.to_string());
-    fs::remove_file(directory.join(name)).unwrap();
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", shown(&output)))
-}
-
 #[test]
 fn when_the_second_family_fails_the_first_is_put_back() {
     for variant in VARIANTS {
@@ -146,7 +128,7 @@ fn when_the_second_family_fails_the_first_is_put_back() {
                 "(ended by a signal); the host is as before",
             ),
         ] {
-            let result = with_stand_in(&namespace, restore_of_ipv6(variant), script, &other);
+            let result = namespace.ask_with_stand_in((restore_of_ipv6(variant), script), &other);
             let msg = result["msg"].as_str().unwrap();
             assert!(
                 msg.contains(expected) && msg.ends_with("; the host is as before"),
@@ -169,7 +151,7 @@ fn what_iptables_refuses_is_quoted() {
     request["destination_port"] = json!(80);
     let script =
         "#!/bin/sh\nsed 's/-m tcp/-m nonesuch/' | exec /usr/sbin/iptables-legacy-restore \"$@\"\n";
-    let result = with_stand_in(&namespace, "iptables-legacy-restore", script, &request);
+    let result = namespace.ask_with_stand_in(("iptables-legacy-restore", script), &request);
     let msg = result["msg"].as_str().unwrap();
     assert!(
         msg.contains("at `-A PREROUTING -p tcp -m tcp --dport 80 -j W`"),
@@ -208,7 +190,7 @@ fn a_dump_that_is_cut_off_is_not_acted_on() {
         } else {
             name.as_str()
         };
-        let result = with_stand_in(&namespace, name, &script, &hubs(variant, "10.9.0.2"));
+        let result = namespace.ask_with_stand_in((name, &script), &hubs(variant, "10.9.0.2"));
         assert!(
             result["msg"]
                 .as_str()

@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::lab::{Namespace, PROGRAM, VARIANTS};
+use crate::lab::{Namespace, PROGRAM, VARIANTS, restore_of_ipv6};
 use crate::model::Model;
 
 /// What others have, in every table that there is: Docker's way of writing,
@@ -381,18 +381,12 @@ fn the_jump_stays_where_it_is() {
         let before = jumps();
 
         // A family that fails: everything is put back, to the place and the counter.
-        let directory = namespace.stand_in(
-            if variant == "nft" {
-                "ip6tables-restore"
-            } else {
-                "ip6tables-legacy-restore"
-            },
+        let refusing = (
+            restore_of_ipv6(variant),
             "#!/bin/sh\ncat > /dev/null\nexit 1\n",
         );
-        let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", directory.display());
         let request = json!({"name": "W", "variant": variant, "destination_port": "80,81", "backends": "10.9.0.2,fd09::1"});
-        let output = namespace.feed(&["env", &path, PROGRAM], &request.to_string());
-        let said = String::from_utf8(output.stdout).unwrap();
+        let said = namespace.ask_with_stand_in(refusing, &request).to_string();
         assert!(said.contains("; the host is as before"), "{said}");
         assert_eq!(jumps(), before, "{variant}");
 

@@ -3,7 +3,8 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -143,15 +144,38 @@ impl Namespace {
         answers.lines().map(str::to_owned).collect()
     }
 
-    /// A directory to put first in PATH, with a program of that name.
-    pub fn stand_in(&self, name: &str, script: &str) -> PathBuf {
-        use std::os::unix::fs::PermissionsExt;
+    /// Runs a command while a script of ours stands in for a program of that
+    /// name: it comes before the real ones in PATH.
+    pub fn feed_with_stand_in(
+        &self,
+        (name, script): (&str, &str),
+        arguments: &[&str],
+        input: &str,
+    ) -> Output {
         let directory = self.scratch().join("bin");
         fs::create_dir_all(&directory).expect("a directory");
-        let path = directory.join(name);
-        fs::write(&path, script).expect("a script");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("executable");
-        directory
+        let program = directory.join(name);
+        fs::write(&program, script).expect("a script");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
+        let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", directory.display());
+        let output = self.feed(&[&["env", &path], arguments].concat(), input);
+        fs::remove_file(program).expect("it is still there");
+        output
+    }
+
+    /// A request in plain JSON, with such a stand-in; returns the result.
+    pub fn ask_with_stand_in(&self, stand_in: (&str, &str), request: &Value) -> Value {
+        let output = self.feed_with_stand_in(stand_in, &[PROGRAM], &request.to_string());
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", shown(&output)))
+    }
+}
+
+/// The name that the variant's IPv6 restore is found by, where plain names are
+/// those of nft.
+pub fn restore_of_ipv6(variant: &str) -> &'static str {
+    match variant {
+        "nft" => "ip6tables-restore",
+        _ => "ip6tables-legacy-restore",
     }
 }
 
