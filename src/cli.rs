@@ -262,7 +262,7 @@ fn planned(
     let mut text = Vec::new();
     for family in &families {
         let changes = diff::to_plan(&plan, *family, &found);
-        let Some(transaction) = restore::transaction(&changes, *family) else {
+        let Some(transaction) = restore::transaction(&changes, *family, &found) else {
             continue;
         };
         if families.len() > 1 {

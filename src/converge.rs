@@ -173,7 +173,7 @@ fn readable(found: Ruleset, family: Family, scope: Scope, plan: &Plan) -> Result
 
 /// Writes, reads again, and compares: what is found decides.
 fn carry_out(host: &impl Host, request: &Request, plan: &Plan, outcome: &Outcome) -> Result<()> {
-    write(host, &outcome.changes)?;
+    write(host, &outcome.changes, &outcome.before)?;
     let missing = missing(plan, &read(host, request, plan, Counters::Left)?);
     match missing.is_empty() {
         true => Ok(()),
@@ -185,9 +185,14 @@ fn carry_out(host: &impl Host, request: &Request, plan: &Plan, outcome: &Outcome
 }
 
 /// One transaction for each family that has changes.
-fn write(host: &impl Host, changes: &[Change]) -> Result<()> {
+fn write(host: &impl Host, changes: &[Change], found: &State) -> Result<()> {
+    let nothing = Ruleset::default();
     for family in Family::BOTH {
-        if let Some(transaction) = restore::transaction(changes, family) {
+        if let Some(transaction) = restore::transaction(
+            changes,
+            family,
+            found.get(&family).map_or(&nothing, AsRef::as_ref),
+        ) {
             host.restore(family, &transaction)?;
         }
     }
@@ -199,11 +204,8 @@ fn write(host: &impl Host, changes: &[Change]) -> Result<()> {
 fn undo(host: &impl Host, request: &Request, plan: &Plan, outcome: &mut Outcome) -> String {
     let look = || read(host, request, plan, Counters::Left);
     let attempt = || -> Result<Vec<Change>> {
-        let found = look()?;
-        write(
-            host,
-            &back(&outcome.before, &with_origins(found, &outcome.after)),
-        )?;
+        let found = with_origins(look()?, &outcome.after);
+        write(host, &back(&outcome.before, &found), &found)?;
         Ok(back(&outcome.before, &look()?))
     };
     match attempt() {

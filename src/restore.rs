@@ -4,29 +4,43 @@ use std::collections::BTreeMap;
 
 use crate::change::{Action, Change};
 use crate::net::{Family, Table};
-use crate::ruleset::{Counters, SavedRule};
+use crate::ruleset::{Chain, Counters, Owned, Ruleset, SavedRule};
 
-/// The transaction that carries out the changes to one family, and `None`
-/// when there are none. Each table is one atomic `*table ... COMMIT` block.
+/// The transaction that carries out the changes to what was found of one
+/// family, and `None` when there are none. Each table is one atomic
+/// `*table ... COMMIT` block.
 #[must_use]
-pub fn transaction(changes: &[Change], family: Family) -> Option<Vec<u8>> {
+pub fn transaction(changes: &[Change], family: Family, found: &Ruleset) -> Option<Vec<u8>> {
     let mut tables: BTreeMap<Table, Vec<&Change>> = BTreeMap::new();
     for change in changes.iter().filter(|change| change.family == family) {
         tables.entry(change.table).or_default().push(change);
     }
-    let blocks: Vec<u8> = tables
-        .into_iter()
-        .flat_map(|(table, changes)| block(table, &changes))
-        .collect();
-    (!blocks.is_empty()).then_some(blocks)
+    let mut text = Vec::new();
+    for (table, changes) in tables {
+        block(table, &changes, found.owned(table), &mut text);
+    }
+    (!text.is_empty()).then_some(text)
 }
 
 /// Chains that go may lead to each other, so all of them are emptied before
 /// the first is deleted.
-fn block(table: Table, changes: &[&Change]) -> Vec<u8> {
-    let mut text = format!("*{}\n", table.as_str()).into_bytes();
-    for change in changes {
-        step(&change.chain, &change.action, &mut text);
+fn block(table: Table, changes: &[&Change], found: &Owned, text: &mut Vec<u8>) {
+    text.extend(format!("*{}\n", table.as_str()).into_bytes());
+    for edits in changes.chunk_by(|one, next| one.chain == next.chain) {
+        let chain = &edits[0].chain;
+        let refill = found
+            .chains
+            .get(chain)
+            .is_some_and(|found| nothing_stays(found, edits));
+        if refill {
+            text.extend(format!("-F {chain}\n").into_bytes());
+        }
+        for change in edits {
+            match refill {
+                true => fill(chain, &change.action, text),
+                false => step(chain, &change.action, text),
+            }
+        }
     }
     for change in changes
         .iter()
@@ -35,7 +49,22 @@ fn block(table: Table, changes: &[&Change]) -> Vec<u8> {
         text.extend(format!("-X {}\n", change.chain).into_bytes());
     }
     text.extend(b"COMMIT\n");
-    text
+}
+
+/// Whether every rule of a chain is replaced or deleted. It comes to the same
+/// then to empty the chain and to fill it, and spares iptables the walk to each
+/// number: with 10,000 rules `-R` takes five times as long (iptables-nft 1.8.9).
+fn nothing_stays(found: &Chain, edits: &[&Change]) -> bool {
+    let goes =
+        |change: &&&Change| matches!(change.action, Action::Replace { .. } | Action::DeleteAt(..));
+    !found.rules.is_empty() && edits.iter().filter(goes).count() == found.rules.len()
+}
+
+/// What a step leaves in a chain that was emptied: edits come in ascending order.
+fn fill(chain: &str, action: &Action, text: &mut Vec<u8>) {
+    if let Action::Append(rule) | Action::Insert(_, rule) | Action::Replace { rule, .. } = action {
+        line(&format!("-A {chain}"), Some(rule.counters), rule, text);
+    }
 }
 
 fn step(chain: &str, action: &Action, text: &mut Vec<u8>) {

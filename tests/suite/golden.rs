@@ -64,7 +64,7 @@ fn recorded_cases() {
 
         let found = Ruleset::read(dump.as_slice(), &request.name).unwrap();
         let changes = diff::to_plan(&Plan::new(&request), Family::Ipv4, &found);
-        let restore = transaction(&changes, Family::Ipv4).unwrap_or_default();
+        let restore = transaction(&changes, Family::Ipv4, &found).unwrap_or_default();
         assert_fresh(
             &format!("tests/golden/{name}/restore"),
             &String::from_utf8(restore).unwrap(),
