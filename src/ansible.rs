@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::converge::Run;
 use crate::guard::guarded;
 use crate::report::Report;
-use crate::request::{BadRequest, Request, flag, json};
+use crate::request::{BadRequest, Draft, flag, json};
 
 /// Runs the module with the arguments in that file; returns the exit code.
 ///
@@ -23,7 +23,7 @@ use crate::request::{BadRequest, Request, flag, json};
 pub fn run(
     arguments: &Path,
     out: &mut impl Write,
-    perform: impl Fn(&Request, Run, bool) -> Report,
+    perform: impl Fn(&Draft, Run, bool) -> Report,
 ) -> io::Result<u8> {
     let report = match fs::read(arguments) {
         Ok(text) => guarded(|| reply(&text, perform)).unwrap_or_else(Report::failure),
@@ -36,14 +36,14 @@ pub fn run(
     Ok(u8::from(report.failed))
 }
 
-fn reply(text: &[u8], perform: impl Fn(&Request, Run, bool) -> Report) -> Report {
+fn reply(text: &[u8], perform: impl Fn(&Draft, Run, bool) -> Report) -> Report {
     let answered =
         arguments(text).map(|arguments| perform(&arguments.request, arguments.run, arguments.diff));
     answered.unwrap_or_else(Report::failure)
 }
 
 struct Arguments {
-    request: Request,
+    request: Draft,
     run: Run,
     diff: bool,
 }
@@ -68,7 +68,7 @@ fn arguments(text: &[u8]) -> Result<Arguments, String> {
                 Run::Apply
             },
             diff: set("_ansible_diff")?,
-            request: Request::from_json(options)?,
+            request: Draft::from_json(options)?,
         })
     };
     checked().map_err(|error| error.to_string())

@@ -3,13 +3,13 @@
 use serde_json::Value;
 
 use crate::converge::Run;
-use crate::request::{BadRequest, Request, flag, json};
+use crate::request::{BadRequest, Draft, flag, json};
 
 /// What was asked, and how it is to be answered.
 #[derive(Clone, Debug)]
 pub struct Asked {
     /// What is to be there.
-    pub request: Request,
+    pub request: Draft,
     /// `check`: whether it is only foretold.
     pub run: Run,
     /// `diff`: whether before and after are wanted.
@@ -37,7 +37,7 @@ impl Asked {
             Ok(Self {
                 run: if check { Run::Check } else { Run::Apply },
                 diff,
-                request: Request::from_json(object)?,
+                request: Draft::from_json(object)?,
             })
         });
         checked.map_err(|error| error.to_string())

@@ -19,8 +19,9 @@ use serde_json::Value;
 use crate::change::Kind;
 use crate::converge::Run;
 use crate::guard::guarded;
+use crate::net::{Family, Table};
 use crate::report::{Report, ReportedChange};
-use crate::request::{Request, json};
+use crate::request::{Draft, json};
 
 /// How the first line of the agent begins.
 pub const GREETING: &[u8] = b"cf-agent ";
@@ -32,7 +33,7 @@ pub const GREETING: &[u8] = b"cf-agent ";
 pub fn run(
     mut input: impl BufRead,
     out: &mut impl Write,
-    perform: impl Fn(&Request, Run, bool) -> Report,
+    perform: impl Fn(&Draft, Run, bool) -> Report,
 ) -> io::Result<u8> {
     if message(&mut input)?.is_none() {
         return Ok(0);
@@ -103,7 +104,7 @@ enum Level {
 }
 
 /// The reply to a message, and whether it was the last.
-fn answer(text: &[u8], perform: &impl Fn(&Request, Run, bool) -> Report) -> (Reply, bool) {
+fn answer(text: &[u8], perform: &impl Fn(&Draft, Run, bool) -> Report) -> (Reply, bool) {
     let asked = guarded(|| Promise::parse(text)).unwrap_or_else(Err);
     let promise = match asked {
         Ok(promise) => promise,
@@ -177,7 +178,7 @@ impl Promise {
     }
 
     /// The request, and whether it is carried out or only warned of.
-    fn request(&self) -> Result<(Request, Run), String> {
+    fn request(&self) -> Result<(Draft, Run), String> {
         let run = match self.attributes.get("action_policy") {
             None => Run::Apply,
             Some(policy) => match policy.as_str() {
@@ -199,7 +200,7 @@ impl Promise {
             return Err(format!("{name}: the promiser is the name; leave this out"));
         }
         attributes.insert("name".to_owned(), self.promiser.clone().into());
-        let request = Request::from_json(attributes).map_err(|error| error.to_string())?;
+        let request = Draft::from_json(attributes).map_err(|error| error.to_string())?;
         Ok((request, run))
     }
 
@@ -258,7 +259,7 @@ fn validate(promise: &Promise) -> Reply {
     }
 }
 
-fn evaluate(promise: &Promise, perform: &impl Fn(&Request, Run, bool) -> Report) -> Reply {
+fn evaluate(promise: &Promise, perform: &impl Fn(&Draft, Run, bool) -> Report) -> Reply {
     let operation = "evaluate_promise";
     let performed = guarded(|| {
         promise
@@ -337,24 +338,61 @@ const MOST_CHANGES: usize = 100;
 fn done(change: &ReportedChange) -> String {
     worded_change(
         change,
-        ["Created", "Appended", "Inserted", "Replaced", "Deleted"],
+        &Verbs {
+            create: "Created",
+            append: "Appended",
+            insert: "Inserted",
+            replace: "Replaced",
+            delete: "Deleted",
+            set: "Set",
+            write: "Wrote",
+        },
     )
 }
 
 /// `create chain 'W' in table 'nat' of ipv4`
 fn to_do(change: &ReportedChange) -> String {
-    worded_change(change, ["create", "append", "insert", "replace", "delete"])
+    worded_change(
+        change,
+        &Verbs {
+            create: "create",
+            append: "append",
+            insert: "insert",
+            replace: "replace",
+            delete: "delete",
+            set: "set",
+            write: "write",
+        },
+    )
 }
 
-fn worded_change(change: &ReportedChange, verbs: [&str; 5]) -> String {
-    let [create, append, insert, replace, delete] = verbs;
+struct Verbs {
+    create: &'static str,
+    append: &'static str,
+    insert: &'static str,
+    replace: &'static str,
+    delete: &'static str,
+    set: &'static str,
+    write: &'static str,
+}
+
+fn worded_change(change: &ReportedChange, verbs: &Verbs) -> String {
+    let Verbs {
+        create,
+        append,
+        insert,
+        replace,
+        delete,
+        set,
+        write,
+    } = verbs;
     let rule = change.rule.as_deref().unwrap_or_default();
     let before = change.before.as_deref().unwrap_or_default();
+    let family = change.family.map_or("", Family::as_str);
     let chain = format!(
-        "chain '{}' in table '{}' of {}",
-        change.chain,
-        change.table.as_str(),
-        change.family.as_str()
+        "chain '{}' in table '{}' of {family}",
+        change.chain.as_deref().unwrap_or_default(),
+        change.table.map_or("", Table::as_str),
     );
     match change.action {
         Kind::CreateChain => format!("{create} {chain}"),
@@ -363,6 +401,9 @@ fn worded_change(change: &ReportedChange, verbs: [&str; 5]) -> String {
         Kind::ReplaceRule => format!("{replace} rule '{before}' with '{rule}' in {chain}"),
         Kind::DeleteRule => format!("{delete} rule '{rule}' from {chain}"),
         Kind::DeleteChain => format!("{delete} {chain}"),
+        Kind::SetSysctl => format!("{set} '{rule}', which was '{before}'"),
+        Kind::WriteFile => format!("{write} file '{rule}'"),
+        Kind::DeleteConnections => format!("{delete} connections '{rule}' of {family}"),
     }
 }
 

@@ -34,7 +34,7 @@ pub enum Action {
         /// Its place.
         at: u32,
         /// What was there.
-        before: SavedRule,
+        before: Box<SavedRule>,
         /// What is there then.
         rule: SavedRule,
     },
@@ -57,6 +57,9 @@ pub enum Kind {
     ReplaceRule,
     DeleteRule,
     DeleteChain,
+    SetSysctl,
+    WriteFile,
+    DeleteConnections,
 }
 
 impl Kind {
@@ -70,6 +73,9 @@ impl Kind {
             Self::ReplaceRule => "replace_rule",
             Self::DeleteRule => "delete_rule",
             Self::DeleteChain => "delete_chain",
+            Self::SetSysctl => "set_sysctl",
+            Self::WriteFile => "write_file",
+            Self::DeleteConnections => "delete_connections",
         }
     }
 }

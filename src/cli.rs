@@ -9,10 +9,11 @@ use lexopt::{Arg, Parser, ValueExt};
 use crate::asked::Asked;
 use crate::converge::Run;
 use crate::diff;
+use crate::host::lookup;
 use crate::net::{Family, Table};
-use crate::plan::Plan;
+use crate::plan::{self, Plan};
 use crate::report::Report;
-use crate::request::{Request, Wanted};
+use crate::request::{Draft, Request};
 use crate::restore;
 use crate::ruleset::Ruleset;
 use crate::{schema, text};
@@ -55,12 +56,12 @@ enum Command {
     Version,
     Schema(schema::Kind),
     Plan {
-        request: Box<Request>,
+        request: Box<Draft>,
         current: Option<Vec<u8>>,
         family: Option<Family>,
     },
     Act {
-        request: Box<Request>,
+        request: Box<Draft>,
         run: Run,
         exit_code: bool,
     },
@@ -74,7 +75,7 @@ pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
     out: &mut (impl Write + IsTerminal),
     errors: &mut impl Write,
-    perform: impl Fn(&Request, Run, bool) -> Report,
+    perform: impl Fn(&Draft, Run, bool) -> Report,
 ) -> io::Result<u8> {
     match command(arguments) {
         Ok(Command::Help) => out.write_all(HELP.as_bytes()).map(|()| 0),
@@ -86,9 +87,12 @@ pub fn run(
             request,
             current,
             family,
-        }) => match planned(&request, current.as_deref(), family) {
-            Ok(text) => out.write_all(&text).map(|()| 0),
-            Err(Misused(problem)) => complain(&problem, 2, errors),
+        }) => match request.resolve(&lookup) {
+            Err(unresolved) => complain(&unresolved.to_string(), 1, errors),
+            Ok(request) => match planned(&request, current.as_deref(), family) {
+                Ok(text) => out.write_all(&text).map(|()| 0),
+                Err(Misused(problem)) => complain(&problem, 2, errors),
+            },
         },
         Ok(Command::Act {
             request,
@@ -228,7 +232,7 @@ fn read(file: &OsString) -> Result<Vec<u8>, Misused> {
 
 /// A request from a file. The names that plain JSON has beside a request are
 /// decided by the subcommand here.
-fn asked(file: &OsString) -> Result<Box<Request>, Misused> {
+fn asked(file: &OsString) -> Result<Box<Draft>, Misused> {
     let asked = Asked::parse(&read(file)?).map_err(Misused)?;
     Ok(Box::new(asked.request))
 }
@@ -256,7 +260,7 @@ fn planned(
         (None, used, _) => used.to_vec(),
     };
     let found = match current {
-        Some(dump) => current_state(dump, request)?,
+        Some(dump) => current_state(dump, request, &plan)?,
         None => Ruleset::default(),
     };
     let mut text = Vec::new();
@@ -274,15 +278,22 @@ fn planned(
 }
 
 /// What the dump has in the tables that `apply` would look at.
-fn current_state(dump: &[u8], request: &Request) -> Result<Ruleset, Misused> {
+fn current_state(dump: &[u8], request: &Request, plan: &Plan) -> Result<Ruleset, Misused> {
     let mut found = Ruleset::read(dump, &request.name)?;
     if found.hides(Table::Nat) {
         return Err(Misused(
             "--current: table `nat` has rules that `nft` made and iptables cannot show".to_owned(),
         ));
     }
-    if request.wanted != Wanted::Absent {
-        found.tables.retain(|table, _| *table == Table::Nat);
+    if request.balancer().is_some() {
+        let mark = plan::filter_mark(&request.name);
+        let in_filter = plan.parts.keys().any(|(_, table)| *table == Table::Filter)
+            || found.owned(Table::Nat).chains.contains_key(&mark);
+        found.tables.retain(|table, _| match table {
+            Table::Nat => true,
+            Table::Filter => in_filter,
+            _ => false,
+        });
     }
     Ok(found)
 }

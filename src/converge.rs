@@ -2,22 +2,33 @@
 //! again, and undo when that does not show what was planned.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow, bail};
 
+use crate::besides::{self, Besides, Effect, File};
 use crate::change::{Change, applied};
 use crate::diff;
+use crate::disconnect::{self, Disconnected};
+use crate::guards;
 use crate::host::{Host, Look, Scope, Variant};
 use crate::net::{Family, Table};
-use crate::plan::Plan;
-use crate::request::{Request, Wanted};
+use crate::plan::{self, Plan};
+use crate::request::{Persist, Request};
 use crate::restore;
 use crate::ruleset::Ruleset;
+use crate::warnings;
 
-/// What a balancer owns on a host, by family.
-pub type State = BTreeMap<Family, Arc<Ruleset>>;
+/// What a balancer owns on a host, and what it needs of it.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// The rules that run, by family.
+    pub rules: BTreeMap<Family, Arc<Ruleset>>,
+    /// All else.
+    pub besides: Besides,
+}
 
 /// Whether changes are made or only foretold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +37,23 @@ pub enum Run {
     Apply,
     /// Foretold.
     Check,
+}
+
+/// What there is to do, or was done, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Steps {
+    /// To the rules that run.
+    pub changes: Vec<Change>,
+    /// Besides.
+    pub effects: Vec<Effect>,
+}
+
+impl Steps {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.effects.is_empty()
+    }
 }
 
 /// What came of a run that could read the host.
@@ -37,9 +65,9 @@ pub struct Outcome {
     pub before: State,
     /// What is there now, or in a check what would be.
     pub after: State,
-    /// What was changed, or in a check what would be, in order. After a
-    /// failure that was undone there is none.
-    pub changes: Vec<Change>,
+    /// What was changed, or in a check what would be. After a failure that was
+    /// undone there is nothing.
+    pub steps: Steps,
     /// What the user should know.
     pub warnings: Vec<String>,
     /// Why it failed, and in what state the host is.
@@ -50,75 +78,121 @@ impl Outcome {
     /// The version of iptables, as far as a dump has named it.
     #[must_use]
     pub fn version(&self) -> Option<&str> {
-        let mut states = self.after.values().chain(self.before.values());
-        states.find_map(|ruleset| ruleset.version.as_deref())
+        let states = [&self.after, &self.before].into_iter();
+        let mut rulesets = states.flat_map(|state| state.rules.values());
+        rulesets.find_map(|ruleset| ruleset.version.as_deref())
     }
 }
 
 /// Does what the request asks for.
 ///
 /// # Errors
-/// When the host cannot be read. Nothing has been changed then; what fails
-/// later is in the [`Outcome`].
+/// When the host cannot be read, or the request would do harm there. Nothing
+/// has been changed then; what fails later is in the [`Outcome`].
 pub fn converge(host: &impl Host, request: &Request, run: Run) -> Result<Outcome> {
-    let plan = Plan::new(request);
-    let mut before = read(host, request, &plan, Counters::Left)?;
-    let mut changes = missing(&plan, &before);
+    let plan = plan_for(host, request);
+    let facts = host.facts();
+    let mut told = match request.balancer() {
+        Some(balancer) => guards::check(balancer, &facts).map_err(anyhow::Error::msg)?,
+        None => Vec::new(),
+    };
+    let errand = Errand {
+        host,
+        request,
+        files: files(host, request, &plan)?,
+        plan,
+    };
+    let mut before = errand.look(Counters::Left)?;
+    let mut steps = errand.missing(&before);
     let _lock = match run {
-        Run::Apply if !changes.is_empty() => Some(host.lock()?),
+        Run::Apply if !steps.is_empty() => Some(host.lock()?),
         Run::Apply | Run::Check => None,
     };
-    if !changes.is_empty() {
-        before = read(host, request, &plan, Counters::Taken)?;
-        changes = missing(&plan, &before);
+    if !steps.is_empty() {
+        before = errand.look(Counters::Taken)?;
+        steps = errand.missing(&before);
     }
-    let foretold = |(family, found): (&Family, &Arc<Ruleset>)| {
-        let untouched = !changes.iter().any(|change| change.family == *family);
-        let after = if untouched {
-            found.clone()
-        } else {
-            applied(&changes, *family, found).into()
-        };
-        (*family, after)
-    };
+    let ending = disconnect::foreseen(host, request, &errand.plan, &before.rules, &steps.changes);
+    told.extend(warnings::all(host, request, &facts, &before, &steps, run));
+    told.extend(ending.warning.clone());
+    steps.effects.extend(ending.effects());
     let mut outcome = Outcome {
         variant: host.variant(),
-        after: before.iter().map(foretold).collect(),
-        warnings: warnings(host, &before),
+        after: foretold(request, &before, &steps),
         before,
-        changes,
+        steps,
+        warnings: told,
         failure: None,
     };
-    if run == Run::Check || outcome.changes.is_empty() {
+    if run == Run::Check || outcome.steps.is_empty() {
         return Ok(outcome);
     }
-    if let Err(error) = carry_out(host, request, &plan, &outcome) {
-        let undone = undo(host, request, &plan, &mut outcome);
+    if let Err(error) = errand.carry_out(&mut outcome, &ending) {
+        let undone = errand.undo(&mut outcome);
         outcome.failure = Some(format!("{error:#}; {undone}"));
     }
     Ok(outcome)
 }
 
-fn warnings(host: &impl Host, found: &State) -> Vec<String> {
-    let other = host.variant().other().as_str();
-    let mixed = host.other_variant_in_use().then(|| {
-        format!(
-            "there are rules of iptables-{other} too; both variants act on every packet, one after the other, \
-             and a balancer made there is only found with `variant: {other}`"
-        )
-    });
-    let unreadable = found.iter().flat_map(|(family, ruleset)| {
-        let title = family.title();
-        let tables = ruleset.unreadable.iter();
-        tables.map(move |table| format!("{title} table `{table}` was made by `nft` in a way that iptables cannot show; it was left alone"))
-    });
-    mixed.into_iter().chain(unreadable).collect()
+/// A pool without any backend is of no family in particular, so it is left out
+/// for one that the host has no programs for.
+fn plan_for(host: &impl Host, request: &Request) -> Plan {
+    let mut plan = Plan::new(request);
+    let pools = request
+        .balancer()
+        .map_or(&[][..], |balancer| &balancer.pools);
+    for pool in pools.iter().filter(|pool| pool.backends.is_empty()) {
+        if !host.supports(pool.family) {
+            plan.parts.retain(|(family, _), _| *family != pool.family);
+        }
+    }
+    plan
 }
 
-/// The changes that the plan still calls for.
-fn missing(plan: &Plan, found: &State) -> Vec<Change> {
-    let in_family = |(family, found): (&Family, &Arc<Ruleset>)| diff::to_plan(plan, *family, found);
-    found.iter().flat_map(in_family).collect()
+/// The files that matter, with the family of their rules. The settings have
+/// none.
+fn files(
+    host: &impl Host,
+    request: &Request,
+    plan: &Plan,
+) -> Result<BTreeMap<PathBuf, Option<Family>>> {
+    let of_family = |(family, path): (Family, PathBuf)| (path, Some(family));
+    let mut used = Family::BOTH.into_iter().filter(|family| plan.uses(*family));
+    let mut files: BTreeMap<PathBuf, Option<Family>> = match &request.persist {
+        Persist::No => BTreeMap::new(),
+        Persist::Path(path) => BTreeMap::from([(path.clone(), used.next())]),
+        Persist::Paths(paths) => paths.clone().into_iter().map(of_family).collect(),
+        Persist::Found => {
+            let found = host.boot_files()?;
+            if let Some(family) = used.find(|family| !found.contains_key(family)) {
+                bail!(
+                    "persist: nothing on this host would load {} rules at boot; name the file that is loaded",
+                    family.title()
+                );
+            }
+            found.into_iter().map(of_family).collect()
+        }
+    };
+    if besides::keeps_forwarding(request) {
+        files.insert(besides::SETTINGS.into(), None);
+    }
+    Ok(files)
+}
+
+/// What would be there after the steps.
+fn foretold(request: &Request, before: &State, steps: &Steps) -> State {
+    let rules = |(family, found): (&Family, &Arc<Ruleset>)| {
+        let untouched = !steps.changes.iter().any(|change| change.family == *family);
+        let after = match untouched {
+            true => found.clone(),
+            false => applied(&steps.changes, *family, found).into(),
+        };
+        (*family, after)
+    };
+    State {
+        rules: before.rules.iter().map(rules).collect(),
+        besides: besides::applied(&steps.effects, &before.besides, request),
+    }
 }
 
 /// Counters are read only before something is changed that has some: the usual
@@ -129,117 +203,228 @@ enum Counters {
     Taken,
 }
 
-/// Every family that is planned for, and every other that the host has
-/// programs for, since something may be left there from before.
-fn read(host: &impl Host, request: &Request, plan: &Plan, counters: Counters) -> Result<State> {
-    let scope = match request.wanted {
-        Wanted::Absent => Scope::All,
-        Wanted::Present(_) => Scope::Nat,
-    };
-    let look = Look {
-        name: &request.name,
-        scope,
-        counters: counters == Counters::Taken,
-    };
-    let families = Family::BOTH
-        .into_iter()
-        .filter(|family| plan.uses(*family) || host.supports(*family));
-    thread::scope(|threads| {
-        let readers: Vec<_> = families
-            .map(|family| (family, threads.spawn(move || host.read(family, look))))
-            .collect();
-        let finished = readers.into_iter().map(|(family, reader)| {
-            let read = reader
-                .join()
-                .unwrap_or_else(|_| Err(anyhow::anyhow!("reading the host panicked")));
-            Ok((family, readable(read?, family, scope, plan)?.into()))
-        });
-        finished.collect()
-    })
+/// A request on its way to a host.
+struct Errand<'a, H> {
+    host: &'a H,
+    request: &'a Request,
+    plan: Plan,
+    files: BTreeMap<PathBuf, Option<Family>>,
 }
 
-/// A nat table that cannot be shown is not an empty one, where it matters.
-fn readable(found: Ruleset, family: Family, scope: Scope, plan: &Plan) -> Result<Ruleset> {
-    let matters = plan.uses(family) || scope == Scope::All;
-    if matters && found.hides(Table::Nat) {
-        anyhow::bail!(
-            "the {} table `nat` has rules that `nft` made and iptables cannot show; \
-             remove them with `nft`, or give them a table of their own",
-            family.title()
-        );
+impl<H: Host> Errand<'_, H> {
+    fn look(&self, counters: Counters) -> Result<State> {
+        let forwarding = |family| Some((family, self.host.forwarding(family)?));
+        let files = self.files.iter();
+        let files = files.map(|(path, family)| Ok((path.clone(), self.file(path, *family)?)));
+        Ok(State {
+            rules: self.rules(counters)?,
+            besides: Besides {
+                forwarding: Family::BOTH.into_iter().filter_map(forwarding).collect(),
+                files: files.collect::<Result<_>>()?,
+            },
+        })
     }
-    Ok(found)
-}
 
-/// Writes, reads again, and compares: what is found decides.
-fn carry_out(host: &impl Host, request: &Request, plan: &Plan, outcome: &Outcome) -> Result<()> {
-    write(host, &outcome.changes, &outcome.before)?;
-    let missing = missing(plan, &read(host, request, plan, Counters::Left)?);
-    match missing.is_empty() {
-        true => Ok(()),
-        false => anyhow::bail!(
-            "the rules were written, but reading them again shows something else: {} would still be needed",
-            listed(&missing)
-        ),
-    }
-}
-
-/// One transaction for each family that has changes.
-fn write(host: &impl Host, changes: &[Change], found: &State) -> Result<()> {
-    let nothing = Ruleset::default();
-    for family in Family::BOTH {
-        if let Some(transaction) = restore::transaction(
-            changes,
+    fn file(&self, path: &Path, family: Option<Family>) -> Result<File> {
+        let text = self.host.load(path)?;
+        let has_rules = path != Path::new(besides::SETTINGS);
+        let read = || {
+            let text = text.as_deref().unwrap_or_default();
+            let read = Ruleset::read(text, &self.request.name);
+            read.with_context(|| format!("persist: cannot read the rules in `{}`", path.display()))
+        };
+        Ok(File {
             family,
-            found.get(&family).map_or(&nothing, AsRef::as_ref),
-        ) {
-            host.restore(family, &transaction)?;
-        }
+            ruleset: has_rules.then(read).transpose()?,
+            text,
+        })
     }
-    Ok(())
-}
 
-/// Puts back what was there. Returns the state of the host as a clause, and
-/// corrects the outcome to it.
-fn undo(host: &impl Host, request: &Request, plan: &Plan, outcome: &mut Outcome) -> String {
-    let look = || read(host, request, plan, Counters::Left);
-    let attempt = || -> Result<Vec<Change>> {
-        let found = with_origins(look()?, &outcome.after);
-        write(host, &back(&outcome.before, &found), &found)?;
-        Ok(back(&outcome.before, &look()?))
-    };
-    match attempt() {
-        Ok(left) if left.is_empty() => {
-            outcome.changes.clear();
-            outcome.after = outcome.before.clone();
-            "the host is as before".to_owned()
+    /// Every family that is planned for, and every other that the host has
+    /// programs for, since something may be left there from before.
+    fn rules(&self, counters: Counters) -> Result<BTreeMap<Family, Arc<Ruleset>>> {
+        let families = Family::BOTH
+            .into_iter()
+            .filter(|family| self.plan.uses(*family) || self.host.supports(*family));
+        let mut found = self.read(
+            families.flat_map(|family| self.scopes(family)).collect(),
+            counters,
+        )?;
+        let mark = plan::filter_mark(&self.request.name);
+        let is_behind = |(family, ruleset): &(&Family, &Ruleset)| {
+            let planned = self.plan.parts.contains_key(&(**family, Table::Filter));
+            let marked = ruleset.owned(Table::Nat).chains.contains_key(&mark);
+            marked && !planned && self.request.balancer().is_some()
+        };
+        let behind: Vec<_> = found
+            .iter()
+            .filter(is_behind)
+            .map(|(family, _)| (*family, Scope::Only(Table::Filter)))
+            .collect();
+        for (family, ruleset) in self.read(behind, counters)? {
+            let nat = found.remove(&family).unwrap_or_default();
+            found.insert(family, nat.and(ruleset));
         }
-        Ok(left) => format!("undoing it left this to be done: {}", listed(&left)),
-        Err(error) => match look() {
-            Ok(found) => format!(
-                "undoing it failed too ({error:#}), which leaves this to be done: {}",
-                listed(&back(&outcome.before, &found))
-            ),
-            Err(again) => {
-                format!(
-                    "undoing it failed too ({error:#}), and what is left cannot be read ({again:#})"
-                )
+        let shared = |(family, ruleset): (Family, Ruleset)| (family, ruleset.into());
+        Ok(found.into_iter().map(shared).collect())
+    }
+
+    /// What of a family is looked at in any case.
+    fn scopes(&self, family: Family) -> Vec<(Family, Scope)> {
+        if self.request.balancer().is_none() {
+            return vec![(family, Scope::All)];
+        }
+        let filter = self.plan.parts.contains_key(&(family, Table::Filter));
+        let tables = [Some(Table::Nat), filter.then_some(Table::Filter)];
+        tables
+            .into_iter()
+            .flatten()
+            .map(|table| (family, Scope::Only(table)))
+            .collect()
+    }
+
+    fn read(
+        &self,
+        wanted: Vec<(Family, Scope)>,
+        counters: Counters,
+    ) -> Result<BTreeMap<Family, Ruleset>> {
+        let look = |scope| Look {
+            name: &self.request.name,
+            scope,
+            counters: counters == Counters::Taken,
+        };
+        thread::scope(|threads| {
+            let readers: Vec<_> = wanted
+                .into_iter()
+                .map(|(family, scope)| {
+                    (
+                        family,
+                        scope,
+                        threads.spawn(move || self.host.read(family, look(scope))),
+                    )
+                })
+                .collect();
+            let mut found = BTreeMap::<Family, Ruleset>::new();
+            for (family, scope, reader) in readers {
+                let read = reader
+                    .join()
+                    .unwrap_or_else(|_| Err(anyhow!("reading the host panicked")))?;
+                self.check_readable(&read, family, scope)?;
+                let others = found.remove(&family).unwrap_or_default();
+                found.insert(family, others.and(read));
             }
-        },
+            Ok(found)
+        })
+    }
+
+    /// A table that cannot be shown is not an empty one, where it matters.
+    fn check_readable(&self, found: &Ruleset, family: Family, scope: Scope) -> Result<()> {
+        let matters = |table: &Table| {
+            let planned = self.plan.parts.contains_key(&(family, *table));
+            planned || (scope == Scope::All && *table == Table::Nat)
+        };
+        let mut hidden = [Table::Nat, Table::Filter]
+            .into_iter()
+            .filter(|table| found.hides(*table));
+        if let Some(table) = hidden.find(matters) {
+            bail!(
+                "the {} table `{}` has rules that `nft` made and iptables cannot show; \
+                 remove them with `nft`, or give them a table of their own",
+                family.title(),
+                table.as_str()
+            );
+        }
+        Ok(())
+    }
+
+    /// The steps that the plan still calls for.
+    fn missing(&self, found: &State) -> Steps {
+        let in_family =
+            |(family, found): (&Family, &Arc<Ruleset>)| diff::to_plan(&self.plan, *family, found);
+        Steps {
+            changes: found.rules.iter().flat_map(in_family).collect(),
+            effects: besides::missing(self.request, &self.plan, &found.besides),
+        }
+    }
+
+    /// Writes, reads again, and compares: what is found decides. Connections are
+    /// ended at the very last, since that cannot be undone.
+    fn carry_out(&self, outcome: &mut Outcome, ending: &Disconnected) -> Result<()> {
+        self.write(&outcome.steps, &outcome.before)?;
+        let missing = self.missing(&self.look(Counters::Left)?);
+        if !missing.is_empty() {
+            bail!(
+                "the rules were written, but reading them again shows something else: {} would still be needed",
+                listed(&missing)
+            );
+        }
+        let ended = ending.carry_out(self.host)?;
+        let effects = &mut outcome.steps.effects;
+        effects.retain(|effect| !matches!(effect, Effect::Disconnect(_)));
+        effects.extend(ended);
+        Ok(())
+    }
+
+    /// One transaction for each family that has changes, and then the rest.
+    fn write(&self, steps: &Steps, found: &State) -> Result<()> {
+        let nothing = Ruleset::default();
+        for family in Family::BOTH {
+            let found = found.rules.get(&family).map_or(&nothing, AsRef::as_ref);
+            if let Some(transaction) = restore::transaction(&steps.changes, family, found) {
+                self.host.restore(family, &transaction)?;
+            }
+        }
+        for effect in &steps.effects {
+            match effect {
+                Effect::Forwarding { family, on } => self.host.set_forwarding(*family, *on)?,
+                Effect::Write { path, text, .. } => self.host.store(path, text.as_deref())?,
+                Effect::Disconnect(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts back what was there. Returns the state of the host as a clause, and
+    /// corrects the outcome to it.
+    fn undo(&self, outcome: &mut Outcome) -> String {
+        let attempt = || -> Result<Steps> {
+            let found = with_origins(self.look(Counters::Left)?, &outcome.after);
+            self.write(&back(&outcome.before, &found), &found)?;
+            Ok(back(&outcome.before, &self.look(Counters::Left)?))
+        };
+        match attempt() {
+            Ok(left) if left.is_empty() => {
+                outcome.steps = Steps::default();
+                outcome.after = outcome.before.clone();
+                "the host is as before".to_owned()
+            }
+            Ok(left) => format!("undoing it left this to be done: {}", listed(&left)),
+            Err(error) => match self.look(Counters::Left) {
+                Ok(found) => format!(
+                    "undoing it failed too ({error:#}), which leaves this to be done: {}",
+                    listed(&back(&outcome.before, &found))
+                ),
+                Err(again) => {
+                    format!(
+                        "undoing it failed too ({error:#}), and what is left cannot be read ({again:#})"
+                    )
+                }
+            },
+        }
     }
 }
 
-/// The changes that lead back.
-fn back(before: &State, found: &State) -> Vec<Change> {
+/// The steps that lead back.
+fn back(before: &State, found: &State) -> Steps {
     let nothing = Ruleset::default();
     let in_family = |(family, earlier): (&Family, &Arc<Ruleset>)| {
-        diff::to_earlier(
-            earlier,
-            *family,
-            found.get(family).map_or(&nothing, AsRef::as_ref),
-        )
+        let now = found.rules.get(family).map_or(&nothing, AsRef::as_ref);
+        diff::to_earlier(earlier, *family, now)
     };
-    before.iter().flat_map(in_family).collect()
+    Steps {
+        changes: before.rules.iter().flat_map(in_family).collect(),
+        effects: besides::back(&before.besides, &found.besides),
+    }
 }
 
 /// Where a table is as it was to become, it is known which of its rules were
@@ -248,20 +433,22 @@ fn with_origins(found: State, foretold: &State) -> State {
     let mark = |(family, ruleset): (Family, Arc<Ruleset>)| {
         let mut ruleset = Arc::unwrap_or_clone(ruleset);
         for (table, owned) in &mut ruleset.tables {
-            let known = foretold
-                .get(&family)
-                .and_then(|foretold| foretold.tables.get(table));
+            let foretold = foretold.rules.get(&family);
+            let known = foretold.and_then(|foretold| foretold.tables.get(table));
             if let Some(known) = known.filter(|known| known.chains == owned.chains) {
                 owned.chains = known.chains.clone();
             }
         }
         (family, ruleset.into())
     };
-    found.into_iter().map(mark).collect()
+    State {
+        rules: found.rules.into_iter().map(mark).collect(),
+        besides: found.besides,
+    }
 }
 
-/// Changes in a few words each.
-fn listed(changes: &[Change]) -> String {
+/// Steps in a few words each.
+fn listed(steps: &Steps) -> String {
     const MOST: usize = 10;
     let worded = |change: &Change| {
         let place = format!(
@@ -276,9 +463,15 @@ fn listed(changes: &[Change]) -> String {
             None => place,
         }
     };
-    let mut words: Vec<String> = changes.iter().take(MOST).map(worded).collect();
-    if changes.len() > MOST {
-        words.push(format!("and {} more", changes.len() - MOST));
+    let all = steps.changes.len() + steps.effects.len();
+    let changes = steps.changes.iter().map(worded);
+    let effects = steps
+        .effects
+        .iter()
+        .map(|effect| format!("{} `{}`", effect.kind().as_str(), effect.shown()));
+    let mut words: Vec<String> = changes.chain(effects).take(MOST).collect();
+    if all > MOST {
+        words.push(format!("and {} more", all - MOST));
     }
     words.join(", ")
 }

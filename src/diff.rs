@@ -16,8 +16,7 @@ use std::hash::Hash;
 use crate::align;
 use crate::change::{Action, Change};
 use crate::net::{Family, Protocol, Table};
-use crate::plan::{self, Part, Plan};
-use crate::request::Jump;
+use crate::plan::{self, Part, Place, Plan};
 use crate::rule::{Rule, Target};
 use crate::ruleset::{Chain, Counters, Lead, Owned, Ruleset, SavedRule};
 
@@ -31,11 +30,13 @@ pub fn to_plan(plan: &Plan, family: Family, found: &Ruleset) -> Vec<Change> {
         let mut steps = Steps::new(family, table);
         if !as_planned(owned, part) {
             let mut wanted = planned_chains(part);
-            let mut matched = matched(owned, &wanted, |rule| Meaning::of(rule, part.protocol));
+            let mut matched = matched(owned, &wanted, |chain, rule| {
+                Meaning::of(rule, part.protocols.get(chain).copied())
+            });
             carry_over(owned, &mut wanted, &mut matched);
             steps.chains(owned, &wanted, &matched);
         }
-        steps.leads_to_plan(&owned.leads, &part.leads);
+        steps.leads_to_plan(&owned.leads, &part.leads, found.forward_refuses_at);
         steps.delete_chains(owned, |name| part.chains.contains_key(name));
         steps.changes
     };
@@ -58,7 +59,7 @@ pub fn to_earlier(earlier: &Ruleset, family: Family, found: &Ruleset) -> Vec<Cha
         let (before, now) = (earlier.owned(table), found.owned(table));
         let chain = |(name, chain): (&String, &Chain)| (name.clone(), chain.rules.clone());
         let wanted = before.chains.iter().map(chain).collect();
-        let matched = matched(now, &wanted, |rule| (rule.text.clone(), rule.fresh));
+        let matched = matched(now, &wanted, |_, rule| (rule.text.clone(), rule.fresh));
         let mut steps = Steps::new(family, table);
         steps.chains(now, &wanted, &matched);
         steps.leads_to_earlier(&now.leads, &before.leads);
@@ -77,14 +78,15 @@ fn tables(planned: impl Iterator<Item = Table>, found: &Ruleset) -> BTreeSet<Tab
 
 /// Whether all planned chains are there and right, as they mostly are.
 fn as_planned(owned: &Owned, part: &Part) -> bool {
-    let means = |rule: &SavedRule, planned: &Rule| match (&rule.meaning, part.protocol) {
-        (Some(meaning), _) if meaning == planned => true,
-        (Some(meaning), Some(protocol)) => {
-            meaning.clone().among(protocol) == planned.clone().among(protocol)
-        }
-        _ => false,
-    };
     let is_right = |(name, planned): (&String, &Vec<Rule>)| {
+        let protocol = part.protocols.get(name);
+        let means = |rule: &SavedRule, planned: &Rule| match (&rule.meaning, protocol) {
+            (Some(meaning), _) if meaning == planned => true,
+            (Some(meaning), Some(protocol)) => {
+                meaning.clone().among(*protocol) == planned.clone().among(*protocol)
+            }
+            _ => false,
+        };
         let found = owned.chains.get(name).map_or(&[][..], |chain| &chain.rules);
         let pairs = found.iter().zip(planned);
         owned.chains.contains_key(name)
@@ -137,9 +139,16 @@ impl Meaning {
     }
 }
 
-fn matched<K: Eq + Hash>(found: &Owned, wanted: &Chains, key: impl Fn(&SavedRule) -> K) -> Matched {
-    let keys = |rules: &[SavedRule]| rules.iter().map(&key).collect::<Vec<K>>();
+fn matched<K: Eq + Hash>(
+    found: &Owned,
+    wanted: &Chains,
+    key: impl Fn(&str, &SavedRule) -> K,
+) -> Matched {
     let in_chain = |(name, chain): (&String, &Chain)| {
+        let keys = |rules: &[SavedRule]| {
+            let keys = rules.iter().map(|rule| key(name, rule));
+            keys.collect::<Vec<K>>()
+        };
         let new = wanted.get(name).map_or(&[][..], Vec::as_slice);
         (name.clone(), align::pairs(&keys(&chain.rules), &keys(new)))
     };
@@ -243,7 +252,7 @@ impl Steps {
                         chain,
                         Action::Replace {
                             at,
-                            before: old[from].clone(),
+                            before: old[from].clone().into(),
                             rule: new[to].clone(),
                         },
                     );
@@ -270,16 +279,22 @@ impl Steps {
     }
 
     /// The first lead that means what is planned stays where it is; all others
-    /// go, and a new one takes the place of one that goes.
+    /// go, and a new one takes the place of one that goes. In filter's FORWARD
+    /// the first rule that refuses can make a place a wrong one.
     ///
     /// Deleting by text takes the first rule that reads so. Where that would
     /// be one that stays, all that read so go, and it is put back where it was.
-    fn leads_to_plan(&mut self, found: &[Lead], planned: &[plan::Lead]) {
+    fn leads_to_plan(&mut self, found: &[Lead], planned: &[plan::Lead], refused_at: Option<u32>) {
+        let may_stand_at = |lead: &plan::Lead, at: u32| {
+            lead.place != Place::BeforeRefusals || refused_at.is_none_or(|refused| at < refused)
+        };
         let mut stale: Vec<&Lead> = found.iter().collect();
         let (mut kept, mut missing) = (Vec::new(), Vec::new());
         for lead in planned {
             let fits = |other: &&Lead| {
-                other.chain == lead.chain && other.rule.meaning.as_ref() == Some(&lead.rule)
+                other.chain == lead.chain
+                    && other.rule.meaning.as_ref() == Some(&lead.rule)
+                    && may_stand_at(lead, other.position)
             };
             match stale.iter().position(fits) {
                 Some(at) => kept.push(stale.remove(at)),
@@ -296,24 +311,22 @@ impl Steps {
         for lead in &gone {
             self.push(&lead.chain, Action::DeleteFirst(lead.rule.clone()));
         }
-        missing.retain(
-            |lead| match stale.iter().position(|other| other.chain == lead.chain) {
+        missing.retain(|lead| {
+            let free =
+                |other: &&Lead| other.chain == lead.chain && may_stand_at(lead, other.position);
+            match stale.iter().position(free) {
                 Some(at) => {
                     put.push((stale.remove(at), written(&lead.rule)));
                     false
                 }
                 None => true,
-            },
-        );
+            }
+        });
         self.put_in_places(put, &gone);
-        for lead in missing.iter().filter(|lead| lead.jump == Jump::Append) {
+        for lead in missing.iter().filter(|lead| lead.place == Place::End) {
             self.push(lead.chain, Action::Append(written(&lead.rule)));
         }
-        for lead in missing
-            .iter()
-            .rev()
-            .filter(|lead| lead.jump == Jump::Insert)
-        {
+        for lead in missing.iter().rev().filter(|lead| lead.place != Place::End) {
             self.push(lead.chain, Action::Insert(1, written(&lead.rule)));
         }
     }

@@ -34,6 +34,11 @@ pub fn shares(owned: &Owned, chain: &str) -> HashMap<Server, Share> {
                 }
                 Target::Goto(next) => add(reaching.entry(next).or_insert(Share::NONE)),
                 Target::Jump(_) => break,
+                Target::Accept
+                | Target::Drop
+                | Target::Reject(_)
+                | Target::Masquerade
+                | Target::Snat(_) => {}
             }
             left = rest;
         }
@@ -54,7 +59,7 @@ fn in_order<'a>(owned: &'a Owned, chain: &'a str) -> Vec<&'a str> {
         }
         let goto = |rule: &'a SavedRule| match &rule.meaning.as_ref()?.target {
             Target::Goto(next) => Some(next.as_str()),
-            Target::Dnat { .. } | Target::Jump(_) => None,
+            _ => None,
         };
         let next = rules
             .iter()

@@ -6,7 +6,7 @@ use crate::asked::Asked;
 use crate::converge::Run;
 use crate::guard::guarded;
 use crate::report::Report;
-use crate::request::Request;
+use crate::request::Draft;
 
 /// Answers the request in `text`; returns the exit code.
 ///
@@ -15,7 +15,7 @@ use crate::request::Request;
 pub fn run(
     text: &[u8],
     out: &mut impl Write,
-    perform: impl Fn(&Request, Run, bool) -> Report,
+    perform: impl Fn(&Draft, Run, bool) -> Report,
 ) -> io::Result<u8> {
     let answer = || {
         let asked = Asked::parse(text)?;

@@ -94,7 +94,20 @@ impl Table {
 }
 
 /// A transport protocol with ports, which is what can be balanced by port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum Protocol {
@@ -126,7 +139,8 @@ impl Protocol {
     }
 
     /// IANA's number of the protocol.
-    fn number(self) -> &'static str {
+    #[must_use]
+    pub fn number(self) -> &'static str {
         match self {
             Self::Tcp => "6",
             Self::Udp => "17",
@@ -162,6 +176,15 @@ pub fn network(text: &str) -> Option<IpNet> {
     let network = text.parse::<IpNet>().ok();
     let network = network.or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
     network.map(|network| network.trunc())
+}
+
+/// A network as people write it: a single address without its length.
+#[must_use]
+pub fn shortest(network: &IpNet) -> String {
+    match network.prefix_len() == network.max_prefix_len() {
+        true => network.addr().to_string(),
+        false => network.to_string(),
+    }
 }
 
 /// Ports from `first` to `last`, both included.

@@ -1,18 +1,24 @@
 //! A request on this host: what every front end that acts has in common.
 
-use crate::converge::{Run, converge};
-use crate::host::System;
+use anyhow::Result;
+
+use crate::converge::{Outcome, Run, converge};
+use crate::host::{System, lookup};
 use crate::report::Report;
-use crate::request::Request;
+use crate::request::{Draft, Request};
 
 /// Carries out a request, or foretells what that would do; with before and
 /// after, if `diff`.
 #[must_use]
-pub fn on_this_host(request: &Request, run: Run, diff: bool) -> Report {
-    let outcome =
-        System::open(request.variant, request.wait).and_then(|host| converge(&host, request, run));
-    match outcome {
-        Ok(outcome) => Report::new(request, &outcome, run, diff),
-        Err(error) => Report::unread(request, format!("{error:#}; nothing was changed")),
+pub fn on_this_host(draft: &Draft, run: Run, diff: bool) -> Report {
+    let performed = || -> Result<(Request, Outcome)> {
+        let request = draft.clone().resolve(&lookup)?;
+        let host = System::open(request.variant, request.wait)?;
+        let outcome = converge(&host, &request, run)?;
+        Ok((request, outcome))
+    };
+    match performed() {
+        Ok((request, outcome)) => Report::new(&request, &outcome, run, diff),
+        Err(error) => Report::unread(draft, format!("{error:#}; nothing was changed")),
     }
 }

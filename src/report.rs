@@ -3,17 +3,19 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::besides::{Effect, File, setting};
 use crate::change::{Change, Kind};
-use crate::converge::{Outcome, Run, State};
+use crate::converge::{Outcome, Run, State, Steps};
 use crate::distribution;
 use crate::host::Variant;
 use crate::net::{Family, Table};
-use crate::request::{Balancer, Request, State as Wish, Wanted};
-use crate::ruleset::Owned;
+use crate::request::{Balancer, Draft, Request, State as Wish, Wanted};
+use crate::ruleset::{Chain, Owned};
 
 /// What a run found and did.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
@@ -51,18 +53,23 @@ pub struct Report {
 /// One step. What does not apply to it is left out.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct ReportedChange {
-    /// Whose rules.
-    pub family: Family,
+    /// Whose rules, forwarding or connections; left out for a file that is no family's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family: Option<Family>,
     /// In which table.
-    pub table: Table,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<Table>,
     /// What was done.
     pub action: Kind,
     /// To which chain.
-    pub chain: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chain: Option<String>,
     /// The rule that is there after the step, or that is gone after it, as `iptables-save` spells it.
+    /// With `set_sysctl` the setting and its value, with `write_file` the path, with `delete_connections`
+    /// what they have in common, as `conntrack` spells it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<String>,
-    /// The rule whose place was taken.
+    /// The rule whose place was taken, or the setting as it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<String>,
 }
@@ -106,10 +113,11 @@ impl Report {
 
     /// The request was understood, but the host could not be read.
     #[must_use]
-    pub fn unread(request: &Request, reason: impl Into<String>) -> Self {
+    pub fn unread(draft: &Draft, reason: impl Into<String>) -> Self {
+        let (name, state) = draft.about();
         Self {
-            name: Some(request.name.as_str().to_owned()),
-            state: Some(wish(request)),
+            name: Some(name.as_str().to_owned()),
+            state: Some(state),
             ..Self::failure(reason)
         }
     }
@@ -117,10 +125,13 @@ impl Report {
     /// What came of the request, with before and after if they are wanted.
     #[must_use]
     pub fn new(request: &Request, outcome: &Outcome, run: Run, diff: bool) -> Self {
-        let changes: Vec<_> = outcome.changes.iter().map(ReportedChange::from).collect();
+        let steps = &outcome.steps;
+        let changes = steps.changes.iter().map(ReportedChange::from);
+        let effects = steps.effects.iter().map(ReportedChange::from);
+        let changes: Vec<_> = changes.chain(effects).collect();
         let msg = match &outcome.failure {
             Some(failure) => failure.clone(),
-            None => sentence(request, outcome, run),
+            None => sentence(request, outcome, changes.len(), run),
         };
         Self {
             changed: !changes.is_empty(),
@@ -135,12 +146,13 @@ impl Report {
                 Wanted::Absent => Vec::new(),
             },
             diff: diff.then(|| Diff {
-                before: owned_text(&outcome.before),
-                after: owned_text(&outcome.after),
+                before: owned_text(&outcome.before, steps),
+                after: owned_text(&outcome.after, steps),
                 before_header: format!("{} (before)", request.name.as_str()),
                 after_header: format!("{} (after)", request.name.as_str()),
             }),
-            ..Self::unread(request, "")
+            name: Some(request.name.as_str().to_owned()),
+            state: Some(request.state()),
         }
     }
 
@@ -159,32 +171,39 @@ impl Report {
 impl From<&Change> for ReportedChange {
     fn from(change: &Change) -> Self {
         Self {
-            family: change.family,
-            table: change.table,
+            family: Some(change.family),
+            table: Some(change.table),
             action: change.action.kind(),
-            chain: change.chain.clone(),
+            chain: Some(change.chain.clone()),
             rule: change.action.rule().map(crate::ruleset::SavedRule::shown),
             before: change.action.before().map(crate::ruleset::SavedRule::shown),
         }
     }
 }
 
-fn wish(request: &Request) -> Wish {
-    match request.wanted {
-        Wanted::Absent => Wish::Absent,
-        Wanted::Present(_) => Wish::Present,
+impl From<&Effect> for ReportedChange {
+    fn from(effect: &Effect) -> Self {
+        Self {
+            family: effect.family(),
+            table: None,
+            action: effect.kind(),
+            chain: None,
+            rule: Some(effect.shown()),
+            before: effect.before(),
+        }
     }
 }
 
-fn sentence(request: &Request, outcome: &Outcome, run: Run) -> String {
+fn sentence(request: &Request, outcome: &Outcome, changes: usize, run: Run) -> String {
     let name = request.name.as_str();
-    let counted = match outcome.changes.len() {
+    let counted = match changes {
         0 => String::new(),
         1 => ", with 1 change".to_owned(),
         more => format!(", with {more} changes"),
     };
-    let existed = outcome.before.values().any(|found| !found.is_empty());
-    match (&request.wanted, outcome.changes.is_empty(), run) {
+    let mut rulesets = outcome.before.rules.values();
+    let existed = rulesets.any(|found| !found.is_empty());
+    match (&request.wanted, changes == 0, run) {
         (Wanted::Absent, true, _) => format!("there is no balancer `{name}`"),
         (Wanted::Absent, false, Run::Apply) => format!("removed the balancer `{name}`{counted}"),
         (Wanted::Absent, false, Run::Check) => {
@@ -215,6 +234,7 @@ fn sentence(request: &Request, outcome: &Outcome, run: Run) -> String {
 
 fn pool(balancer: &Balancer) -> String {
     match balancer.pools.iter().map(|pool| pool.backends.len()).sum() {
+        0 => "no backend".to_owned(),
         1 => "1 backend".to_owned(),
         more => format!("{more} backends"),
     }
@@ -226,6 +246,7 @@ fn shares(request: &Request, balancer: &Balancer, after: &State) -> Vec<Reported
     for pool in &balancer.pools {
         let family = pool.family;
         let owned = after
+            .rules
             .get(&family)
             .and_then(|ruleset| ruleset.tables.get(&Table::Nat));
         let shares = distribution::shares(owned.unwrap_or(&nothing), request.name.as_str());
@@ -244,31 +265,63 @@ fn shares(request: &Request, balancer: &Balancer, after: &State) -> Vec<Reported
 }
 
 /// What is owned, as `iptables-save` would show it without the rest and
-/// without counters.
-fn owned_text(state: &State) -> String {
+/// without counters; and all else that is about to be changed.
+fn owned_text(state: &State, steps: &Steps) -> String {
     let mut text = String::new();
-    for (family, ruleset) in state {
-        for (table, owned) in ruleset.tables.iter().filter(|(_, owned)| !owned.is_empty()) {
-            let mut lines = vec![format!("# {} {}", family.as_str(), table.as_str())];
-            lines.extend(owned.chains.keys().map(|name| format!(":{name} - [0:0]")));
-            lines.extend(
-                owned
-                    .leads
-                    .iter()
-                    .map(|lead| format!("-A {} {}", lead.chain, lead.rule.shown())),
-            );
-            for (name, chain) in &owned.chains {
-                lines.extend(
-                    chain
-                        .rules
-                        .iter()
-                        .map(|rule| format!("-A {name} {}", rule.shown())),
-                );
+    for (family, ruleset) in &state.rules {
+        for (table, owned) in &ruleset.tables {
+            let head = format!("{} {}", family.as_str(), table.as_str());
+            owned_table(&head, owned, &mut text);
+        }
+    }
+    for effect in &steps.effects {
+        match effect {
+            Effect::Forwarding { family, .. } => {
+                let on = state.besides.forwarding.get(family) == Some(&true);
+                let _ = writeln!(text, "# sysctl\n{} = {}", setting(*family), u8::from(on));
             }
-            for line in lines {
-                let _ = writeln!(text, "{line}");
+            Effect::Write { path, .. } => {
+                if let Some(file) = state.besides.files.get(path) {
+                    file_text(path, file, &mut text);
+                }
             }
+            Effect::Disconnect(_) => {}
         }
     }
     text
+}
+
+/// What a file has of ours; of settings it is all.
+fn file_text(path: &Path, file: &File, text: &mut String) {
+    let path = path.display();
+    match &file.ruleset {
+        Some(ruleset) => {
+            for (table, owned) in &ruleset.tables {
+                owned_table(&format!("{path} {}", table.as_str()), owned, text);
+            }
+        }
+        None => {
+            let settings = file.text.as_deref().unwrap_or_default();
+            let _ = write!(text, "# {path}\n{}", String::from_utf8_lossy(settings));
+        }
+    }
+}
+
+fn owned_table(head: &str, owned: &Owned, text: &mut String) {
+    if owned.is_empty() {
+        return;
+    }
+    let chains = owned.chains.keys().map(|name| format!(":{name} - [0:0]"));
+    let leads = owned.leads.iter();
+    let leads = leads.map(|lead| format!("-A {} {}", lead.chain, lead.rule.shown()));
+    let in_chain = |(name, chain): (&String, &Chain)| {
+        let rules = chain.rules.iter();
+        let lines = rules.map(|rule| format!("-A {name} {}", rule.shown()));
+        lines.collect::<Vec<_>>()
+    };
+    let rules = owned.chains.iter().flat_map(in_chain);
+    let _ = writeln!(text, "# {head}");
+    for line in chains.chain(leads).chain(rules) {
+        let _ = writeln!(text, "{line}");
+    }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::change::{Action, Change};
+use crate::change::{Action, Change, Kind};
 use crate::net::{Family, Table};
+use crate::plan::is_filter_mark;
 use crate::ruleset::{Chain, Counters, Owned, Ruleset, SavedRule};
 
 /// The transaction that carries out the changes to what was found of one
@@ -11,15 +12,52 @@ use crate::ruleset::{Chain, Counters, Owned, Ruleset, SavedRule};
 /// `*table ... COMMIT` block.
 #[must_use]
 pub fn transaction(changes: &[Change], family: Family, found: &Ruleset) -> Option<Vec<u8>> {
-    let mut tables: BTreeMap<Table, Vec<&Change>> = BTreeMap::new();
-    for change in changes.iter().filter(|change| change.family == family) {
-        tables.entry(change.table).or_default().push(change);
-    }
+    let changes = changes.iter().filter(|change| change.family == family);
     let mut text = Vec::new();
-    for (table, changes) in tables {
+    for (table, changes) in blocks(changes) {
         block(table, &changes, found.owned(table), &mut text);
     }
     (!text.is_empty()).then_some(text)
+}
+
+/// The changes by table, in an order in which nothing slips through in between
+/// and nothing is forgotten if the second table is never reached.
+///
+/// What filter accepts or refuses for us is there before nat sends connections
+/// that way, and goes after. The mark in nat, that there is something in
+/// filter, is there before that is, and goes after.
+fn blocks<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<(Table, Vec<&'a Change>)> {
+    let mut tables: BTreeMap<Table, Vec<&Change>> = BTreeMap::new();
+    for change in changes {
+        tables.entry(change.table).or_default().push(change);
+    }
+    let filter = tables.remove(&Table::Filter).unwrap_or_default();
+    let is_mark = |change: &&Change| is_filter_mark(&change.chain);
+    let (mark, nat): (Vec<_>, Vec<_>) = tables
+        .remove(&Table::Nat)
+        .unwrap_or_default()
+        .into_iter()
+        .partition(is_mark);
+    let only_deletes = |changes: &[&Change]| {
+        let deletes =
+            |change: &&Change| matches!(change.action.kind(), Kind::DeleteRule | Kind::DeleteChain);
+        changes.iter().all(deletes)
+    };
+    let (before, after) = match only_deletes(&mark) {
+        true => (Vec::new(), mark),
+        false => (mark, Vec::new()),
+    };
+    let first_filter = !only_deletes(&filter);
+    let (one, other) = match first_filter {
+        true => ((Table::Filter, filter), (Table::Nat, nat)),
+        false => ((Table::Nat, nat), (Table::Filter, filter)),
+    };
+    let ordered = [(Table::Nat, before), one, other, (Table::Nat, after)];
+    tables
+        .into_iter()
+        .chain(ordered)
+        .filter(|(_, changes)| !changes.is_empty())
+        .collect()
 }
 
 /// Chains that go may lead to each other, so all of them are emptied before

@@ -121,6 +121,9 @@ pub struct Ruleset {
     /// Tables that are there and not in the dump, since `nft` made them in a
     /// way that iptables cannot show.
     pub unreadable: Vec<String>,
+    /// The place in filter's FORWARD, from 1, of the first rule that drops or
+    /// rejects what matches it.
+    pub forward_refuses_at: Option<u32>,
 }
 
 /// Why a dump cannot be acted on.
@@ -176,6 +179,18 @@ impl Ruleset {
             })?;
         }
         reader.finish()
+    }
+
+    /// Takes in what another dump of the same family has.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.tables.extend(other.tables);
+        self.version = self.version.or(other.version);
+        self.unreadable.extend(other.unreadable);
+        self.unreadable.sort();
+        self.unreadable.dedup();
+        self.forward_refuses_at = self.forward_refuses_at.or(other.forward_refuses_at);
+        self
     }
 
     /// What is owned in a table; nothing, where the table has nothing of ours.
@@ -297,6 +312,10 @@ impl<'a> Reader<'a> {
             self.chain = chain.to_vec();
             self.position = 1;
         }
+        let may_refuse = table == Table::Filter && chain == b"FORWARD" && refuses(text);
+        if may_refuse && self.ruleset.forward_refuses_at.is_none() {
+            self.ruleset.forward_refuses_at = Some(self.position);
+        }
         if self.finder.find(line).is_none() {
             return Ok(());
         }
@@ -341,6 +360,16 @@ impl<'a> Reader<'a> {
     fn owned(&mut self, table: Table) -> &mut Owned {
         self.ruleset.tables.entry(table).or_default()
     }
+}
+
+/// Whether the target is DROP or REJECT.
+fn refuses(text: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(text);
+    let mut words = words(&text);
+    words.by_ref().any(|word| word == "-j")
+        && words
+            .next()
+            .is_some_and(|target| target == "DROP" || target == "REJECT")
 }
 
 /// The part before the first blank, and the rest from the blank on.

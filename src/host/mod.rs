@@ -1,19 +1,31 @@
 //! The one door to the world: every process, every file of the kernel, behind
 //! one narrow trait, so that the rest can be tried on a host that is not there.
 
+mod boot;
+mod conntrack;
+mod facts;
+mod files;
 mod lock;
+mod names;
 mod netlink;
+mod nftables;
 mod process;
 mod programs;
 mod system;
 
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
-use crate::net::Family;
+use crate::besides::Tracked;
+use crate::guards::Facts;
+use crate::net::{Family, Table};
 use crate::request::Name;
 use crate::ruleset::Ruleset;
 pub use lock::Lock;
+pub use names::lookup;
 pub use system::System;
 
 /// Which of the two implementations of iptables.
@@ -49,8 +61,8 @@ impl Variant {
 /// How much of a family is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// The nat table.
-    Nat,
+    /// One table.
+    Only(Table),
     /// Every table.
     All,
 }
@@ -95,4 +107,50 @@ pub trait Host: Sync {
     /// Whether rules live in the other variant too, where both then act on
     /// every packet.
     fn other_variant_in_use(&self) -> bool;
+    /// What else is known of it.
+    fn facts(&self) -> Facts;
+
+    /// Whether a family is forwarded; `None` where that cannot be known.
+    fn forwarding(&self, family: Family) -> Option<bool>;
+
+    /// Switches forwarding.
+    ///
+    /// # Errors
+    /// When the kernel does not let us.
+    fn set_forwarding(&self, family: Family, on: bool) -> Result<()>;
+
+    /// The files that are loaded at boot into the variant worked on.
+    ///
+    /// # Errors
+    /// When there are none.
+    fn boot_files(&self) -> Result<BTreeMap<Family, PathBuf>>;
+
+    /// The text of a file; `None` where it is not there.
+    ///
+    /// # Errors
+    /// When it is there and cannot be read.
+    fn load(&self, path: &Path) -> Result<Option<Vec<u8>>>;
+
+    /// Replaces a file as a whole; `None` removes it.
+    ///
+    /// # Errors
+    /// When it cannot be written. The old one is still there then.
+    fn store(&self, path: &Path, text: Option<&[u8]>) -> Result<()>;
+
+    /// The connections with a rewritten destination that are wanted, by what
+    /// names each to the kernel.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    fn connections(
+        &self,
+        family: Family,
+        wanted: &dyn Fn(&Tracked) -> bool,
+    ) -> Result<Vec<Vec<u8>>>;
+
+    /// Ends connections.
+    ///
+    /// # Errors
+    /// When the kernel does not let us.
+    fn end(&self, family: Family, connections: &[Vec<u8>]) -> Result<()>;
 }

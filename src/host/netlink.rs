@@ -1,85 +1,110 @@
-//! What nftables has, asked of the kernel directly: which tables there are and
-//! whether one holds a rule. It spares a process for a family that is not in
-//! use, and tells whether iptables-nft has rules on a host that uses legacy.
+//! The kernel's netfilter, asked directly over netlink, without a process.
 //!
-//! The messages are those of `linux/netfilter/nf_tables.h`: a header of 16
-//! bytes, `struct nfgenmsg` of 4, and attributes of length, type and value.
+//! Messages are a header of 16 bytes, `struct nfgenmsg` of 4, and attributes of
+//! length, type and value, as `linux/netlink.h` and
+//! `linux/netfilter/nfnetlink.h` have them.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::net::{connect, netlink, recv, send, socket_with, sockopt};
 
-use crate::net::{Family, Table};
+use crate::net::Family;
 
-const NFNL_SUBSYS_NFTABLES: u16 = 10;
-const NFT_MSG_GETTABLE: u16 = 1;
-const NFT_MSG_GETRULE: u16 = 7;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 0x001;
+const NLM_F_ACK: u16 = 0x004;
 const NLM_F_DUMP: u16 = 0x300;
-/// The first attribute of both tables and rules is the name of the table.
-const NFTA_TABLE: u16 = 1;
+/// Before the attributes: the two headers.
+const HEADERS: usize = 20;
 
-/// Whether there is such a table. `None` when the kernel does not say.
-pub fn has_table(family: Family, table: Table) -> Option<bool> {
-    tables_named(family, NFT_MSG_GETTABLE, &|name| name == table.as_str())
+/// What is wanted of the kernel.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// All there is, each in a message.
+    Dump,
+    /// That something is done.
+    Order,
 }
 
-/// Whether any table that iptables-nft uses holds a rule. `None` when the
-/// kernel does not say.
-pub fn has_iptables_rules(family: Family) -> Option<bool> {
-    tables_named(family, NFT_MSG_GETRULE, &|name| {
-        Table::from_name(name).is_some()
-    })
+/// A conversation with the kernel.
+pub struct Socket {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
 }
 
-/// Whether the kernel's list of tables, or of rules, has one whose table is
-/// named so.
-fn tables_named(family: Family, request: u16, wanted: &dyn Fn(&str) -> bool) -> Option<bool> {
-    const BUFFER: usize = 1 << 15;
-    let socket = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        Some(netlink::NETFILTER),
-    )
-    .ok()?;
-    sockopt::set_socket_timeout(
-        &socket,
-        sockopt::Timeout::Recv,
-        Some(std::time::Duration::from_secs(5)),
-    )
-    .ok()?;
-    connect(&socket, &netlink::SocketAddrNetlink::new(0, 0)).ok()?;
-    send(&socket, &question(family, request), SendFlags::empty()).ok()?;
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let (length, _) = match recv(&socket, buffer.as_mut_slice(), RecvFlags::empty()) {
-            Err(Errno::INTR) => continue,
-            received => received.ok()?,
-        };
-        match answer(buffer.get(..length)?, wanted)? {
-            Answer::Found => return Some(true),
-            Answer::End => return Some(false),
-            Answer::More => {}
+impl Socket {
+    /// # Errors
+    /// When there is no netlink here.
+    pub fn open() -> io::Result<Self> {
+        const BUFFER: usize = 1 << 16;
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let socket = socket_with(
+            AddressFamily::NETLINK,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            Some(netlink::NETFILTER),
+        )?;
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
+        connect(&socket, &netlink::SocketAddrNetlink::new(0, 0))?;
+        Ok(Self {
+            socket,
+            buffer: vec![0; BUFFER],
+        })
+    }
+
+    /// Sends a message and hands the attributes of each answer to `each`, until
+    /// that has enough or no more come.
+    ///
+    /// # Errors
+    /// The kernel's own, or that an answer made no sense.
+    pub fn ask(
+        &mut self,
+        (subsystem, message): (u16, u16),
+        family: Family,
+        kind: Kind,
+        attributes: &[u8],
+        each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> io::Result<()> {
+        let message = question(subsystem << 8 | message, family, kind, attributes);
+        send(&self.socket, &message, SendFlags::empty())?;
+        loop {
+            let received = recv(&self.socket, self.buffer.as_mut_slice(), RecvFlags::empty());
+            let (length, _) = match received {
+                Err(Errno::INTR) => continue,
+                received => received?,
+            };
+            let packet = self.buffer.get(..length).ok_or_else(senseless)?;
+            if answers(packet, each)?.is_break() {
+                return Ok(());
+            }
         }
     }
 }
 
-fn question(family: Family, request: u16) -> Vec<u8> {
-    const LENGTH: u32 = 20;
+fn question(kind: u16, family: Family, wanted: Kind, attributes: &[u8]) -> Vec<u8> {
+    let flags = match wanted {
+        Kind::Dump => NLM_F_REQUEST | NLM_F_DUMP,
+        Kind::Order => NLM_F_REQUEST | NLM_F_ACK,
+    };
+    let length = u32::try_from(HEADERS + attributes.len()).unwrap_or(u32::MAX);
     let mut message = Vec::new();
-    message.extend(LENGTH.to_ne_bytes());
-    message.extend((NFNL_SUBSYS_NFTABLES << 8 | request).to_ne_bytes());
-    message.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    message.extend(length.to_ne_bytes());
+    message.extend(kind.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
     message.extend(1_u32.to_ne_bytes());
     message.extend(0_u32.to_ne_bytes());
     message.extend([protocol_family(family), 0, 0, 0]);
+    message.extend(attributes);
     message
 }
 
-/// `NFPROTO_IPV4` and `NFPROTO_IPV6`
+/// `AF_INET` and `AF_INET6`, which are `NFPROTO_IPV4` and `NFPROTO_IPV6` too.
 fn protocol_family(family: Family) -> u8 {
     match family {
         Family::Ipv4 => 2,
@@ -87,62 +112,83 @@ fn protocol_family(family: Family) -> u8 {
     }
 }
 
-#[derive(Debug, PartialEq)]
-enum Answer {
-    Found,
-    More,
-    End,
+fn senseless() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "the kernel's answer makes no sense",
+    )
 }
 
-/// Reads one packet of the kernel's; `None` when it is an error or makes no
-/// sense.
-fn answer(mut packet: &[u8], wanted: &dyn Fn(&str) -> bool) -> Option<Answer> {
+/// Reads one packet of the kernel's. Breaks when no more is to be read.
+fn answers(
+    mut packet: &[u8],
+    each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+) -> io::Result<ControlFlow<()>> {
     while !packet.is_empty() {
-        let length = u32::from_ne_bytes(packet.get(..4)?.try_into().ok()?) as usize;
-        let kind = u16::from_ne_bytes(packet.get(4..6)?.try_into().ok()?);
-        let message = packet.get(..length)?;
+        let length = number(packet, 0).ok_or_else(senseless)? as usize;
+        let kind = packet.get(4..6).and_then(|two| two.try_into().ok());
+        let kind = u16::from_ne_bytes(kind.ok_or_else(senseless)?);
+        let message = packet.get(..length).ok_or_else(senseless)?;
         match kind {
-            NLMSG_DONE => return Some(Answer::End),
-            NLMSG_ERROR => return None,
-            _ if table_name(message.get(20..)?).is_some_and(wanted) => return Some(Answer::Found),
-            _ => {}
+            NLMSG_DONE => return Ok(ControlFlow::Break(())),
+            NLMSG_ERROR => {
+                let code = number(message, 16).ok_or_else(senseless)?.cast_signed();
+                return match code {
+                    0 => Ok(ControlFlow::Break(())),
+                    error => Err(io::Error::from_raw_os_error(error.saturating_neg())),
+                };
+            }
+            _ => {
+                let attributes = message.get(HEADERS..).ok_or_else(senseless)?;
+                if each(attributes).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
         }
         packet = packet.get(aligned(length)..).unwrap_or_default();
     }
-    Some(Answer::More)
+    Ok(ControlFlow::Continue(()))
 }
 
-fn table_name(mut attributes: &[u8]) -> Option<&str> {
+fn number(bytes: &[u8], at: usize) -> Option<u32> {
+    let four = bytes.get(at..at + 4)?.try_into().ok()?;
+    Some(u32::from_ne_bytes(four))
+}
+
+/// The value of the first attribute of a type. The flags in the two highest
+/// bits of a type, that it is nested and in which byte order, are passed over.
+pub fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    whole_attribute(attributes, wanted).and_then(|whole| whole.get(4..))
+}
+
+/// The same with its header.
+pub fn whole_attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    const FLAGS: u16 = 0xc000;
     loop {
         let length = usize::from(u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?));
         let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
-        let value = attributes.get(4..length)?;
-        if kind == NFTA_TABLE {
-            return std::str::from_utf8(value.strip_suffix(&[0])?).ok();
+        let whole = attributes.get(..length).filter(|_| length >= 4)?;
+        if kind & !FLAGS == wanted {
+            return Some(whole);
         }
         attributes = attributes.get(aligned(length)..)?;
     }
 }
 
 /// Messages and attributes begin at multiples of four bytes.
-fn aligned(length: usize) -> usize {
+pub fn aligned(length: usize) -> usize {
     length.next_multiple_of(4)
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn message(kind: u16, attributes: &[u8]) -> Vec<u8> {
-        let mut message = question(Family::Ipv4, 0);
-        message.extend(attributes);
-        let length = u32::try_from(message.len()).unwrap();
-        message[..4].copy_from_slice(&length.to_ne_bytes());
-        message[4..6].copy_from_slice(&kind.to_ne_bytes());
-        message
+    pub fn message(kind: u16, attributes: &[u8]) -> Vec<u8> {
+        question(kind, Family::Ipv4, Kind::Dump, attributes)
     }
 
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    pub fn encoded(kind: u16, value: &[u8]) -> Vec<u8> {
         let length = u16::try_from(4 + value.len()).unwrap();
         let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
         bytes.extend(value);
@@ -150,28 +196,52 @@ mod tests {
         bytes
     }
 
+    fn seen(packet: &[u8]) -> (Vec<Vec<u8>>, io::Result<ControlFlow<()>>) {
+        let mut seen = Vec::new();
+        let ended = answers(packet, &mut |attributes| {
+            seen.push(attribute(attributes, 1).unwrap_or_default().to_vec());
+            ControlFlow::Continue(())
+        });
+        (seen, ended)
+    }
+
     #[test]
-    fn a_table_is_found_among_others() {
+    fn every_answer_of_a_packet_is_seen() {
         let table = |name: &[u8]| {
             message(
                 0x0a00,
-                &[attribute(2, b"\0\0\0\0"), attribute(NFTA_TABLE, name)].concat(),
+                &[encoded(2, b"\0\0\0\0"), encoded(1, name)].concat(),
             )
         };
-        let is_nat = |name: &str| name == "nat";
         let both = [table(b"filter\0"), table(b"nat\0")].concat();
-        assert_eq!(answer(&both, &is_nat), Some(Answer::Found));
-        assert_eq!(answer(&table(b"filter\0"), &is_nat), Some(Answer::More));
-        let done = [table(b"filter\0"), message(NLMSG_DONE, &[])].concat();
-        assert_eq!(answer(&done, &is_nat), Some(Answer::End));
-        assert_eq!(answer(&message(NLMSG_ERROR, &[]), &is_nat), None);
+        let (names, ended) = seen(&both);
+        assert_eq!(names, [b"filter\0".to_vec(), b"nat\0".to_vec()]);
+        assert!(ended.unwrap().is_continue());
+        let (names, ended) = seen(&[table(b"raw\0"), message(NLMSG_DONE, &[])].concat());
+        assert_eq!(names.len(), 1);
+        assert!(ended.unwrap().is_break());
+    }
+
+    #[test]
+    fn errors_are_the_kernels_own_and_zero_is_none() {
+        let acknowledged = |code: i32| {
+            let mut packet = message(NLMSG_ERROR, &[0; 16]);
+            packet[16..20].copy_from_slice(&code.to_ne_bytes());
+            seen(&packet).1
+        };
+        assert!(acknowledged(0).unwrap().is_break());
+        assert_eq!(acknowledged(-2).unwrap_err().raw_os_error(), Some(2));
+        assert!(acknowledged(i32::MIN).is_err());
     }
 
     #[test]
     fn a_packet_cut_anywhere_is_not_believed() {
-        let whole = message(0x0a00, &attribute(NFTA_TABLE, b"nat\0"));
+        let whole = message(0x0a00, &encoded(1, b"nat\0"));
         for cut in 1..whole.len() {
-            assert_eq!(answer(&whole[..cut], &|_| true), None, "{cut}");
+            assert!(seen(&whole[..cut]).1.is_err(), "{cut}");
+        }
+        for cut in 0..12 {
+            attribute(&encoded(1, b"12345678")[..cut], 1);
         }
     }
 }

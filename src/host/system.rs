@@ -1,15 +1,19 @@
 //! This host.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, ErrorKind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::programs::Programs;
-use super::{Host, Lock, Look, Scope, Variant, netlink, process};
+use super::{Host, Lock, Look, Scope, Variant};
+use super::{boot, conntrack, facts, files, nftables, process};
+use crate::besides::{Tracked, setting};
+use crate::guards::Facts;
 use crate::net::{Family, Table};
 use crate::request::VariantChoice;
 use crate::ruleset::Ruleset;
@@ -57,8 +61,11 @@ impl Host for System {
     }
 
     fn read(&self, family: Family, look: Look<'_>) -> Result<Ruleset> {
-        let nat = look.scope == Scope::Nat;
-        if nat && !may_have_table(self.variant(), family, Table::Nat) {
+        let table = match look.scope {
+            Scope::All => None,
+            Scope::Only(table) => Some(table),
+        };
+        if table.is_some_and(|table| !may_have_table(self.variant(), family, table)) {
             return Ok(Ruleset::default());
         }
         let program = self.programs.path(family, "save")?;
@@ -66,8 +73,8 @@ impl Host for System {
         if look.counters {
             arguments.push(OsStr::new("-c"));
         }
-        if nat {
-            arguments.extend(["-t", "nat"].map(OsStr::new));
+        if let Some(table) = table {
+            arguments.extend(["-t", table.as_str()].map(OsStr::new));
         }
         let read = |output: process::Output<'_>| Ok(Ruleset::read(output, look.name)?);
         process::stream(&program, &arguments, self.limit(), read)
@@ -99,8 +106,62 @@ impl Host for System {
         let other = self.variant().other();
         Family::BOTH.into_iter().any(|family| match other {
             Variant::Legacy => legacy_rules(family),
-            Variant::Nft => netlink::has_iptables_rules(family).unwrap_or(false),
+            Variant::Nft => nftables::has_iptables_rules(family).unwrap_or(false),
         })
+    }
+    fn facts(&self) -> Facts {
+        facts::facts()
+    }
+
+    fn forwarding(&self, family: Family) -> Option<bool> {
+        facts::forwarding(family)
+    }
+
+    fn set_forwarding(&self, family: Family, on: bool) -> Result<()> {
+        let doing = || format!("setting {} to {}", setting(family), u8::from(on));
+        facts::set_forwarding(family, on).with_context(doing)
+    }
+
+    /// What loads them at boot is `iptables-restore` by its plain name.
+    fn boot_files(&self) -> Result<BTreeMap<Family, PathBuf>> {
+        let files = boot::files(Path::new("/"))?;
+        let at_boot = Programs::choose(VariantChoice::Auto)?.variant;
+        if at_boot != self.variant() {
+            bail!(
+                "persist: at boot rules are loaded by `iptables-restore`, which is {} here, but `variant` is {}; \
+                 name the file that is loaded into that one, or leave out `variant`",
+                at_boot.as_str(),
+                self.variant().as_str()
+            );
+        }
+        Ok(files)
+    }
+
+    fn load(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        files::load(path)
+    }
+
+    fn store(&self, path: &Path, text: Option<&[u8]>) -> Result<()> {
+        files::store(path, text)
+    }
+
+    fn connections(
+        &self,
+        family: Family,
+        wanted: &dyn Fn(&Tracked) -> bool,
+    ) -> Result<Vec<Vec<u8>>> {
+        let listing = || {
+            format!(
+                "listing the {} connections (module nf_conntrack_netlink)",
+                family.title()
+            )
+        };
+        conntrack::translated(family, wanted).with_context(listing)
+    }
+
+    fn end(&self, family: Family, connections: &[Vec<u8>]) -> Result<()> {
+        let ending = || format!("ending {} connections", family.title());
+        conntrack::end(family, connections).with_context(ending)
     }
 }
 
@@ -128,7 +189,7 @@ fn may_have_table(variant: Variant, family: Family, table: Table) -> bool {
     let is_among = |names: String| names.lines().any(|name| name == table.as_str());
     match variant {
         Variant::Legacy => legacy_tables(family).is_none_or(is_among),
-        Variant::Nft => netlink::has_table(family, table).unwrap_or(true),
+        Variant::Nft => nftables::has_table(family, table).unwrap_or(true),
     }
 }
 

@@ -20,6 +20,26 @@ pub struct Backend {
     pub weight: u32,
 }
 
+/// One item of the list, whose host may have several addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Listed {
+    pub host: Host,
+    pub port: Option<u16>,
+    pub weight: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Host {
+    Address(IpAddr),
+    Name(String),
+}
+
+impl Host {
+    pub fn is_name(&self) -> bool {
+        matches!(self, Self::Name(_))
+    }
+}
+
 impl Backend {
     /// A number that depends on nothing but the address and port: FNV-1a over
     /// their bytes, and then mixed as `SplitMix64` does, so that all its bits do.
@@ -45,12 +65,14 @@ impl Backend {
 }
 
 /// The list, without repetition.
-pub(super) fn backends(place: &Place) -> Result<Vec<Backend>, BadRequest> {
-    let mut found: Vec<Backend> = Vec::new();
+pub(super) fn backends(place: &Place) -> Result<Vec<Listed>, BadRequest> {
+    let mut found: Vec<Listed> = Vec::new();
     let mut places = HashMap::new();
     for item in list(place)? {
         let backend = backend(&item)?;
-        if let Some(earlier) = places.insert((backend.address, backend.port), item.path.clone()) {
+        if let Some(earlier) =
+            places.insert((backend.host.clone(), backend.port), item.path.clone())
+        {
             return Err(item.bad(format!("is the same address and port as {earlier}; list it once, with the sum of the weights")));
         }
         found.push(backend);
@@ -58,7 +80,7 @@ pub(super) fn backends(place: &Place) -> Result<Vec<Backend>, BadRequest> {
     Ok(found)
 }
 
-fn backend(place: &Place) -> Result<Backend, BadRequest> {
+fn backend(place: &Place) -> Result<Listed, BadRequest> {
     match &place.value {
         Value::Object(object) => backend_from_object(place, object.clone()),
         Value::String(_) => backend_from_text(place),
@@ -68,13 +90,13 @@ fn backend(place: &Place) -> Result<Backend, BadRequest> {
     }
 }
 
-fn backend_from_object(place: &Place, object: json::Object) -> Result<Backend, BadRequest> {
+fn backend_from_object(place: &Place, object: json::Object) -> Result<Listed, BadRequest> {
     let wire: BackendWire = shaped(&place.path, object)?;
     let inner = |name: &str, value| given(&format!("{}.{name}", place.path), value);
     let address = inner("address", &wire.address)
         .ok_or_else(|| BadRequest::new(format!("{}.address", place.path), "is missing"))?;
-    Ok(Backend {
-        address: host(&address, &text(&address)?)?,
+    Ok(Listed {
+        host: host(&address, &text(&address)?)?,
         port: inner("port", &wire.port)
             .map(|port| backend_port(&port))
             .transpose()?,
@@ -84,7 +106,7 @@ fn backend_from_object(place: &Place, object: json::Object) -> Result<Backend, B
 }
 
 /// `HOST[:PORT] [weight=N]`
-fn backend_from_text(place: &Place) -> Result<Backend, BadRequest> {
+fn backend_from_text(place: &Place) -> Result<Listed, BadRequest> {
     let line = text(place)?;
     let mut words = line.split_whitespace();
     let first = words.next().unwrap_or_default();
@@ -98,8 +120,8 @@ fn backend_from_text(place: &Place) -> Result<Backend, BadRequest> {
             value.ok_or_else(|| place.refuse("is not of the form HOST[:PORT] [weight=N]"))?;
         weight = Some(integer(&inner("weight", value), 0..=WEIGHT_MAX)?);
     }
-    Ok(Backend {
-        address: host(&inner("address", address), address)?,
+    Ok(Listed {
+        host: host(&inner("address", address), address)?,
         port: port
             .map(|port| backend_port(&inner("port", port)))
             .transpose()?,
@@ -130,11 +152,11 @@ fn backend_port(place: &Place) -> Result<u16, BadRequest> {
     u16::try_from(port).map_err(|_| place.refuse("is not a port"))
 }
 
-fn host(place: &Place, text: &str) -> Result<IpAddr, BadRequest> {
+fn host(place: &Place, text: &str) -> Result<Host, BadRequest> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return match unusable(address) {
             Some(reason) => Err(place.refuse(reason)),
-            None => Ok(address),
+            None => Ok(Host::Address(address)),
         };
     }
     if split_host_port(text).1.is_some() {
@@ -153,21 +175,28 @@ fn host(place: &Place, text: &str) -> Result<IpAddr, BadRequest> {
             .bytes()
             .all(|byte| byte.is_ascii_digit() || byte == b'.');
     match is_name {
-        true => Err(place.refuse(
-            "is a hostname, which is not available yet in this version; give an IP address",
-        )),
+        true => Ok(Host::Name(text.trim_end_matches('.').to_lowercase())),
         false => Err(place.refuse("is neither an IP address nor a hostname")),
     }
 }
 
 /// Why nothing can be sent to an address, if so.
-fn unusable(address: IpAddr) -> Option<&'static str> {
+pub(super) fn unusable(address: IpAddr) -> Option<&'static str> {
     match address {
         _ if address.is_unspecified() => {
             Some("is the unspecified address, to which nothing can be sent")
         }
         _ if address.is_multicast() => Some("is a multicast address, not a server's"),
         IpAddr::V4(v4) if v4.is_broadcast() => Some("is the broadcast address, not a server's"),
+        IpAddr::V4(v4) if v4.octets()[0] == 0 => {
+            Some("is in 0.0.0.0/8, to which nothing can be sent")
+        }
+        IpAddr::V4(v4) if v4.octets()[0] >= 240 => {
+            Some("is in 240.0.0.0/4, which is reserved and not sent to")
+        }
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            Some("is a link-local address, which a rule cannot name the link of")
+        }
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
             Some("is an IPv4 address in IPv6 form; write it as IPv4")
         }

@@ -4,23 +4,27 @@
 
 mod backend;
 mod coerce;
+mod gateway;
 pub mod json;
 mod name;
 mod pool;
 mod traffic;
 pub(crate) mod wire;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::net::{Family, Ports, Protocol};
+use crate::net::{self, Family, Ports, Protocol};
 pub use backend::Backend;
-use backend::backends;
+use backend::{Listed, backends};
 pub use coerce::BadRequest;
-use coerce::{Place, boolean, choice, integer, list, text};
+use coerce::{Place, boolean, choice, integer, text};
+pub use gateway::{Gateway, Masquerading, Persist};
+use gateway::{gateway, persist};
 pub use name::Name;
 pub use pool::Pool;
 use pool::pools;
@@ -42,6 +46,19 @@ pub struct Request {
     pub variant: VariantChoice,
     /// How long to wait for others' locks, in seconds.
     pub wait: u32,
+    /// Where it is kept for the next boot.
+    pub persist: Persist,
+    /// Whose connections are ended when their backend goes away.
+    pub disconnect: Disconnect,
+}
+
+/// A request that is checked as far as that goes without asking for the
+/// addresses of names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Draft {
+    request: Request,
+    listed: Vec<Listed>,
+    layout: Layout,
 }
 
 /// What is to be there.
@@ -53,8 +70,8 @@ pub enum Wanted {
     Present(Balancer),
 }
 
-/// A balancer that can be built: every family in use has a weight, and the
-/// networks named are of the families in use.
+/// A balancer that can be built: the networks and addresses named are of the
+/// families in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Balancer {
     /// In turn or by chance.
@@ -73,6 +90,8 @@ pub struct Balancer {
     pub in_interface: Option<String>,
     /// Where a new jump goes.
     pub jump: Jump,
+    /// What surrounds the chain.
+    pub gateway: Gateway,
 }
 
 /// To whom a connection must be addressed to be balanced.
@@ -86,8 +105,11 @@ pub enum Destination {
     Networks(Vec<IpNet>),
 }
 
-impl Request {
-    /// Checks what arrived.
+/// Finds the addresses of a host's name, or says why it has none.
+pub type Lookup<'a> = &'a dyn Fn(&str) -> Result<Vec<IpAddr>, String>;
+
+impl Draft {
+    /// Checks what arrived. Without hostnames in it nothing is left to check.
     ///
     /// # Errors
     /// The first thing that is wrong: the attribute, the item, and the way out.
@@ -97,12 +119,89 @@ impl Request {
             Some(place) => integer(&place, 0..=3600)?,
             None => 10,
         };
-        Ok(Self {
-            name: name(&wire)?,
-            variant: word("variant", &wire.variant, VariantChoice::WORDS)?,
-            wait,
-            wanted: wanted(&wire)?,
-        })
+        let (wanted, listed) = wanted(&wire)?;
+        let draft = Self {
+            request: Request {
+                name: name(&wire)?,
+                variant: word("variant", &wire.variant, VariantChoice::WORDS)?,
+                wait,
+                wanted,
+                persist: persist(&wire.persist)?,
+                disconnect: word("disconnect", &wire.disconnect, Disconnect::WORDS)?,
+            },
+            listed,
+            layout: word("layout", &wire.layout, Layout::WORDS)?,
+        };
+        if !draft.has_names() {
+            draft.clone().resolve(&no_names)?;
+        }
+        Ok(draft)
+    }
+
+    /// The request, with addresses in the place of names.
+    ///
+    /// # Errors
+    /// When a name has no address, or the weights cannot be arranged.
+    pub fn resolve(self, lookup: Lookup) -> Result<Request, BadRequest> {
+        let mut request = self.request;
+        if let Wanted::Present(balancer) = &mut request.wanted {
+            let named = balancer.families_named();
+            balancer.pools = pools(&self.listed, &named, balancer.mode, self.layout, lookup)?;
+            balancer.check_networks()?;
+            balancer.check_snat()?;
+            check_persist(&request.persist, balancer)?;
+        }
+        Ok(request)
+    }
+
+    /// Whether a name is to be looked up.
+    #[must_use]
+    pub fn has_names(&self) -> bool {
+        self.listed.iter().any(|listed| listed.host.is_name())
+    }
+
+    /// The name of the balancer, and the state asked for.
+    #[must_use]
+    pub fn about(&self) -> (&Name, State) {
+        (&self.request.name, self.request.state())
+    }
+
+    /// Which iptables, and how long to wait for locks, in seconds.
+    #[must_use]
+    pub fn means(&self) -> (VariantChoice, u32) {
+        (self.request.variant, self.request.wait)
+    }
+}
+
+fn no_names(_: &str) -> Result<Vec<IpAddr>, String> {
+    Err("names are not looked up here".to_owned())
+}
+
+impl Request {
+    /// Checks what arrived, where it names no host.
+    ///
+    /// # Errors
+    /// As [`Draft::from_json`], and for a hostname.
+    pub fn from_json(attributes: json::Object) -> Result<Self, BadRequest> {
+        Draft::from_json(attributes)?.resolve(&no_names)
+    }
+
+    /// The state that is asked for.
+    #[must_use]
+    pub fn state(&self) -> State {
+        match self.wanted {
+            Wanted::Absent => State::Absent,
+            Wanted::Present(_) => State::Present,
+        }
+    }
+
+    /// The balancer, if there is to be one.
+    #[must_use]
+    pub fn balancer(&self) -> Option<&Balancer> {
+        match &self.wanted {
+            Wanted::Absent => None,
+            Wanted::Present(balancer) => Some(balancer),
+        }
     }
 }
 
@@ -216,7 +315,7 @@ fn optional_flag(path: &str, value: &Option<Value>) -> Result<bool, BadRequest> 
 
 /// Everything given is checked in either state; what `absent` does not need is
 /// not asked for.
-fn wanted(wire: &Wire) -> Result<Wanted, BadRequest> {
+fn wanted(wire: &Wire) -> Result<(Wanted, Vec<Listed>), BadRequest> {
     let state = word("state", &wire.state, State::WORDS)?;
     let backends = given("backends", &wire.backends)
         .map(|place| backends(&place))
@@ -233,136 +332,72 @@ fn wanted(wire: &Wire) -> Result<Wanted, BadRequest> {
         jump: word("jump", &wire.jump, Jump::WORDS)?,
         destination_ports: Ports::default(),
         pools: Vec::new(),
+        gateway: gateway(wire)?,
     };
-    let layout = word("layout", &wire.layout, Layout::WORDS)?;
-    let not_yet = gateway(wire)?;
-    let persist = asks_to_persist(&wire.persist)?.then_some("persist");
     match state {
-        State::Absent => match persist {
-            Some(path) => Err(not_available(path)),
-            None => Ok(Wanted::Absent),
-        },
+        State::Absent => Ok((Wanted::Absent, Vec::new())),
         State::Present => {
             let Some(backends) = backends else {
-                return Err(BadRequest::new(
-                    "backends",
-                    "is missing; it lists the servers",
-                ));
+                let problem = "is missing; it lists the servers";
+                return Err(BadRequest::new("backends", problem));
             };
             let Some(ports) = ports else {
                 let problem = "is missing; it says what is balanced, and \"0:65535\" is every port";
                 return Err(BadRequest::new("destination_port", problem));
             };
-            if let Some(path) = not_yet.or(persist) {
-                return Err(not_available(path));
-            }
             balancer.destination_ports = ports;
-            balancer.pools = pools(&backends, balancer.mode, layout)?;
-            balancer.check_networks()?;
-            Ok(Wanted::Present(balancer))
+            Ok((Wanted::Present(balancer), backends))
         }
     }
 }
 
-/// The attributes of the gateway around the chain: read and checked, and the
-/// first that asks for an effect, which none has yet.
-fn gateway(wire: &Wire) -> Result<Option<&'static str>, BadRequest> {
-    let masquerade = match given("masquerade", &wire.masquerade) {
-        None => Masquerade::No,
-        Some(place) => match coerce::as_boolean(&place.value) {
-            Some(true) => Masquerade::Balanced,
-            Some(false) => Masquerade::No,
-            None => choice(&place, Masquerade::WORDS)?,
+/// One file serves one family, so each family in use needs its own.
+fn check_persist(persist: &Persist, balancer: &Balancer) -> Result<(), BadRequest> {
+    let mut families = balancer.pools.iter().map(|pool| pool.family);
+    match persist {
+        Persist::Path(_) if balancer.pools.len() > 1 => Err(BadRequest::new(
+            "persist",
+            "one path serves one family, and both are in use; give {ipv4: path, ipv6: path}",
+        )),
+        Persist::Paths(paths) => match families.find(|family| !paths.contains_key(family)) {
+            Some(family) => Err(BadRequest::new(
+                format!("persist.{}", family.as_str()),
+                format!("is missing; {} is in use too", family.title()),
+            )),
+            None => Ok(()),
         },
-    };
-    let snat = given("snat_address", &wire.snat_address)
-        .map(|place| snat_addresses(&place))
-        .transpose()?;
-    let out_interface = interface("out_interface", &wire.out_interface)?;
-    if masquerade == Masquerade::All && out_interface.is_none() {
-        return Err(BadRequest::new(
-            "out_interface",
-            "is missing; `masquerade: all` needs it",
-        ));
+        Persist::No | Persist::Found | Persist::Path(_) => Ok(()),
     }
-    if snat.is_some() && masquerade == Masquerade::No {
-        return Err(BadRequest::new(
-            "snat_address",
-            "says how to masquerade, but `masquerade` is `no`",
-        ));
-    }
-    word("when_empty", &wire.when_empty, WhenEmpty::WORDS)?;
-    let asked = [
-        (
-            "local_traffic",
-            optional_flag("local_traffic", &wire.local_traffic)?,
-        ),
-        ("masquerade", masquerade != Masquerade::No),
-        ("out_interface", out_interface.is_some()),
-        ("forward", optional_flag("forward", &wire.forward)?),
-        ("ip_forward", optional_flag("ip_forward", &wire.ip_forward)?),
-        (
-            "disconnect",
-            word("disconnect", &wire.disconnect, Disconnect::WORDS)? == Disconnect::Always,
-        ),
-    ];
-    Ok(asked
-        .into_iter()
-        .find(|(_, asked)| *asked)
-        .map(|(path, _)| path))
-}
-
-fn not_available(path: &str) -> BadRequest {
-    BadRequest::new(path, "is not available yet in this version; leave it out")
-}
-
-fn asks_to_persist(value: &Option<Value>) -> Result<bool, BadRequest> {
-    let Some(place) = given("persist", value) else {
-        return Ok(false);
-    };
-    let is_path = |value: &Value| {
-        value
-            .as_str()
-            .is_some_and(|text| text.starts_with('/') && !text.contains(char::is_control))
-    };
-    match &place.value {
-        Value::Object(paths) => {
-            for (family, path) in paths {
-                let place = Place::new(format!("persist.{family}"), path.clone());
-                if !["ipv4", "ipv6"].contains(&family.as_str()) {
-                    return Err(place.bad("is neither `ipv4` nor `ipv6`"));
-                }
-                if !is_path(path) {
-                    return Err(place.refuse("is not an absolute path"));
-                }
-            }
-            Ok(!paths.is_empty())
-        }
-        value if is_path(value) => Ok(true),
-        value => coerce::as_boolean(value).ok_or_else(|| {
-            place.refuse("is neither a boolean, an absolute path, nor {ipv4: path, ipv6: path}")
-        }),
-    }
-}
-
-fn snat_addresses(place: &Place) -> Result<Vec<IpAddr>, BadRequest> {
-    let mut found: Vec<IpAddr> = Vec::new();
-    for item in list(place)? {
-        let address = text(&item)?
-            .parse()
-            .map_err(|_| item.refuse("is not an IP address"))?;
-        if found
-            .iter()
-            .any(|other| Family::of(*other) == Family::of(address))
-        {
-            return Err(item.refuse("is the second address of its family; one for each is used"));
-        }
-        found.push(address);
-    }
-    Ok(found)
 }
 
 impl Balancer {
+    /// The families that something other than a backend is of.
+    fn families_named(&self) -> BTreeSet<Family> {
+        let destinations = match &self.destination {
+            Destination::Networks(networks) => networks.as_slice(),
+            Destination::Any | Destination::Local => &[],
+        };
+        let networks = destinations.iter().chain(&self.sources);
+        let mut named: BTreeSet<Family> =
+            networks.map(|network| Family::of(network.addr())).collect();
+        if let Some(masquerade) = &self.gateway.masquerade {
+            named.extend(masquerade.addresses.keys());
+        }
+        named
+    }
+
+    fn check_snat(&self) -> Result<(), BadRequest> {
+        let Some(masquerade) = &self.gateway.masquerade else {
+            return Ok(());
+        };
+        let addresses: Vec<IpNet> = masquerade
+            .addresses
+            .values()
+            .map(|address| IpNet::from(*address))
+            .collect();
+        self.check_families("snat_address", &addresses)
+    }
+
     /// A network of a family without backends, or backends of a family that no
     /// network is of, would silently get nothing.
     fn check_networks(&self) -> Result<(), BadRequest> {
@@ -396,7 +431,8 @@ impl Balancer {
             let family = family_of(network);
             if !self.pools.iter().any(|pool| pool.family == family) {
                 let problem = format!(
-                    "`{network}` is {}, but no backend is; add one or leave it out",
+                    "`{}` is {}, but no backend is; add one or leave it out",
+                    net::shortest(network),
                     family.title()
                 );
                 return Err(BadRequest::new(format!("{path}[{at}]"), problem));
@@ -406,7 +442,7 @@ impl Balancer {
             if !networks.is_empty() && !networks.iter().any(|network| family_of(network) == family)
             {
                 let problem = format!(
-                    "names no {0} network, but there are {0} backends, which would get nothing",
+                    "names no {0} address, but there are {0} backends; name one, or leave those backends out",
                     family.title()
                 );
                 return Err(BadRequest::new(path, problem));

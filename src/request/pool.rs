@@ -1,57 +1,175 @@
 //! The backends of a family, and how their shares become rules.
 
-use super::backend::Backend;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use super::backend::{Backend, Host, Listed, unusable};
 use super::coerce::BadRequest;
-use super::{Layout, Mode};
+use super::{Layout, Lookup, Mode, WEIGHT_MAX};
 use crate::net::Family;
 use crate::schedule::{self, Arranged, Arrangement};
 
-/// The backends of one family. At least one has a weight.
+/// The backends of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     /// Whose connections they share.
     pub family: Family,
-    /// As listed, with those of weight 0.
+    /// As listed, with those of weight 0; a name's addresses in ascending order.
     pub backends: Vec<Backend>,
-    /// How the rules give each its share.
+    /// How the rules give each its share. In an empty pool the main chain has
+    /// no branches.
     pub arrangement: Arrangement,
 }
 
-/// The backends by family, each arranged into chains.
+impl Pool {
+    /// Whether nobody takes new connections.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.backends.iter().all(|backend| backend.weight == 0)
+    }
+}
+
+/// The backends by family, each arranged into chains. An empty list is an empty
+/// pool in each family that is named elsewhere, or in both.
 pub(super) fn pools(
-    backends: &[Backend],
+    listed: &[Listed],
+    named: &BTreeSet<Family>,
     mode: Mode,
     layout: Layout,
+    lookup: Lookup,
 ) -> Result<Vec<Pool>, BadRequest> {
-    if backends.is_empty() {
-        let problem = "is empty; an empty pool is not available yet in this version";
-        return Err(BadRequest::new("backends", problem));
-    }
+    let found = addresses(listed, named, lookup)?;
     let mut pools = Vec::new();
     for family in Family::BOTH {
-        let of_family = |at: &usize| Family::of(backends[*at].address) == family;
-        let places: Vec<usize> = (0..backends.len()).filter(of_family).collect();
-        if !places.is_empty() {
+        let (places, backends) = of_family(family, listed, &found)?;
+        let is_empty = listed.is_empty() && (named.is_empty() || named.contains(&family));
+        if !backends.is_empty() || is_empty {
             pools.push(pool(family, &places, backends, mode, layout)?);
         }
     }
     Ok(pools)
 }
 
+/// The addresses of each item. Of a name they are those of the families that
+/// are in use besides; all, where none is.
+fn addresses(
+    listed: &[Listed],
+    named: &BTreeSet<Family>,
+    lookup: Lookup,
+) -> Result<Vec<Vec<IpAddr>>, BadRequest> {
+    let literal = |listed: &Listed| match listed.host {
+        Host::Address(address) => Some(Family::of(address)),
+        Host::Name(_) => None,
+    };
+    let mut used = named.clone();
+    used.extend(listed.iter().filter_map(literal));
+    let in_use = |address: &IpAddr| used.is_empty() || used.contains(&Family::of(*address));
+    let of_item = |(at, item): (usize, &Listed)| match &item.host {
+        Host::Address(address) => Ok(vec![*address]),
+        Host::Name(name) => {
+            let bad = |problem: String| {
+                BadRequest::new(
+                    format!("backends[{at}].address"),
+                    format!("`{name}` {problem}"),
+                )
+            };
+            let found = lookup(name).map_err(|why| bad(format!("does not resolve: {why}")))?;
+            let found: BTreeSet<IpAddr> = found.into_iter().filter(in_use).collect();
+            if let Some((address, why)) = found
+                .iter()
+                .find_map(|found| Some((found, unusable(*found)?)))
+            {
+                return Err(bad(format!("resolves to {address}, which {why}")));
+            }
+            if found.is_empty() {
+                let titles: Vec<_> = used.iter().map(|family| family.title()).collect();
+                return Err(bad(format!(
+                    "has no {} address, and no other is in use",
+                    titles.join(" or ")
+                )));
+            }
+            Ok(found.into_iter().collect())
+        }
+    };
+    listed.iter().enumerate().map(of_item).collect()
+}
+
+/// The backends of one family, with the places of the items that they are of.
+///
+/// An item's weight is shared among its addresses. For that to come out even,
+/// all weights are multiplied by the same number where they have to be.
+fn of_family(
+    family: Family,
+    listed: &[Listed],
+    addresses: &[Vec<IpAddr>],
+) -> Result<(Vec<usize>, Vec<Backend>), BadRequest> {
+    let ours = |at: usize| {
+        let of_item = addresses[at].iter().copied();
+        of_item.filter(move |address| Family::of(*address) == family)
+    };
+    let divisor = |at: usize| {
+        let count = ours(at).count().max(1) as u128;
+        count / gcd(count, u128::from(listed[at].weight))
+    };
+    let factor = (0..listed.len()).try_fold(1_u128, |factor, at| {
+        let divisor = divisor(at);
+        (factor / gcd(factor, divisor)).checked_mul(divisor)
+    });
+    let too_large = |at: usize| {
+        let problem = "cannot be shared evenly among the addresses of the names in the list; \
+                       take weights that their numbers of addresses divide";
+        BadRequest::new(format!("backends[{at}].weight"), problem)
+    };
+    let (mut places, mut backends) = (Vec::new(), Vec::<Backend>::new());
+    let mut known = HashMap::new();
+    for (at, item) in listed.iter().enumerate() {
+        let count = ours(at).count() as u128;
+        for address in ours(at) {
+            let weight = factor
+                .and_then(|factor| factor.checked_mul(item.weight.into()))
+                .map(|product| product / count);
+            let earlier = known.get(&(address, item.port)).copied();
+            let sum = earlier.map_or(0, |earlier: usize| backends[earlier].weight);
+            let weight = weight
+                .and_then(|weight| u32::try_from(weight + u128::from(sum)).ok())
+                .filter(|weight| *weight <= WEIGHT_MAX)
+                .ok_or_else(|| too_large(at))?;
+            if let Some(earlier) = earlier {
+                backends[earlier].weight = weight;
+                continue;
+            }
+            known.insert((address, item.port), backends.len());
+            places.push(at);
+            backends.push(Backend {
+                address,
+                port: item.port,
+                weight,
+            });
+        }
+    }
+    Ok((places, backends))
+}
+
+fn gcd(one: u128, other: u128) -> u128 {
+    match other {
+        0 => one,
+        _ => gcd(other, one % other),
+    }
+}
+
 fn pool(
     family: Family,
     places: &[usize],
-    backends: &[Backend],
+    backends: Vec<Backend>,
     mode: Mode,
     layout: Layout,
 ) -> Result<Pool, BadRequest> {
-    let backends: Vec<Backend> = places.iter().map(|at| backends[*at].clone()).collect();
     if backends.iter().all(|backend| backend.weight == 0) {
-        let problem = format!(
-            "no {} backend has a weight; an empty pool is not available yet in this version",
-            family.title()
-        );
-        return Err(BadRequest::new("backends", problem));
+        return Ok(Pool {
+            family,
+            backends,
+            arrangement: Arrangement::empty(),
+        });
     }
     let to_arrange = |backend: &Backend| schedule::Backend {
         hash: backend.hash(),

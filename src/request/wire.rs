@@ -62,49 +62,40 @@ pub(crate) struct Wire {
     pub jump: Option<Value>,
 
     /// Also connections that this host makes itself (OUTPUT).
-    /// Not available yet.
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub local_traffic: Option<Value>,
 
     /// So that replies come back through this host: for the balanced connections alone (`balanced`, or true),
     /// or for all that leaves `out_interface` (`all`).
-    /// Not available yet.
     #[schemars(with = "Option<MasqueradeForm>", extend("default" = "no"))]
     pub masquerade: Option<Value>,
 
     /// With `masquerade`: SNAT to this address instead of MASQUERADE; one, or one for each family.
-    /// Not available yet.
     #[schemars(with = "Option<OneOrList<std::net::IpAddr>>")]
     pub snat_address: Option<Value>,
 
     /// Restricts `masquerade` to what leaves by this interface; required with `all`.
-    /// Not available yet.
     #[schemars(with = "Option<String>")]
     pub out_interface: Option<Value>,
 
     /// Accept the balanced connections, both directions, in filter's FORWARD.
-    /// Not available yet.
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub forward: Option<Value>,
 
     /// Switch on forwarding for the families in use. When false and it is off: a warning.
-    /// Not available yet.
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub ip_forward: Option<Value>,
 
     /// What new connections get when no backend has a weight.
-    /// Such a pool is not available yet.
     #[schemars(with = "Option<WhenEmpty>", extend("default" = "reject"))]
     pub when_empty: Option<Value>,
 
     /// Whether connections to a backend that went away are ended.
-    /// Not available yet: none is ended, and `always` is refused.
     #[schemars(with = "Option<Disconnect>", extend("default" = "udp"))]
     pub disconnect: Option<Value>,
 
     /// Make it survive a reboot: true finds the distribution's own files; one path serves one family,
     /// with both in use it takes the mapping. With `absent`, the files named are cleaned too.
-    /// Not available yet.
     #[schemars(with = "Option<PersistForm>", extend("default" = false))]
     pub persist: Option<Value>,
 
@@ -122,7 +113,6 @@ pub(crate) struct Wire {
 #[serde(deny_unknown_fields)]
 pub(crate) struct BackendWire {
     /// IPv4, IPv6 or a hostname.
-    /// Hostnames are not available yet.
     #[schemars(with = "String")]
     pub address: Option<Value>,
 

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::net::{Ports, Protocol};
+use crate::net::{PortRange, Ports, Protocol};
 use crate::statistic::Statistic;
 pub use parse::{Unreadable, Words, words};
 
@@ -24,18 +24,77 @@ pub struct Rule {
     pub source: Option<IpNet>,
     /// `-d`
     pub destination: Option<IpNet>,
+    /// `! -d`
+    pub not_destination: Option<IpNet>,
     /// `-i`
     pub in_interface: Option<String>,
+    /// `-o`
+    pub out_interface: Option<String>,
     /// `-p`
     pub protocol: Option<Protocol>,
     /// `--dport` or `--dports`
     pub destination_ports: Ports,
     /// `-m addrtype --dst-type LOCAL`
     pub to_local: bool,
+    /// `-m conntrack`
+    pub connection: Option<Box<Connection>>,
     /// `-m statistic`
     pub statistic: Statistic,
     /// `-j` or `-g`
     pub target: Target,
+}
+
+/// What is asked of the connection that a packet belongs to. It holds for the
+/// packets of both directions, and for the ICMP errors about them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// `--ctstate`
+    pub state: Option<ConnectionState>,
+    /// `--ctproto`
+    pub protocol: Option<Protocol>,
+    /// `--ctorigsrc`
+    pub original_source: Option<IpNet>,
+    /// `--ctorigdst`: where it was addressed to before DNAT.
+    pub original_destination: Option<IpNet>,
+    /// `--ctorigdstport`: the port it was addressed to before DNAT.
+    pub original_port: Option<PortRange>,
+    /// `--ctreplsrc`: who answers, which after DNAT is the backend.
+    pub reply_source: Option<IpNet>,
+}
+
+/// The states of a connection that are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ConnectionState {
+    /// `--ctstate DNAT`: its destination was rewritten.
+    Translated,
+    /// New, and its destination was not rewritten. As one match:
+    /// `! --ctstate INVALID,RELATED,ESTABLISHED,UNTRACKED,DNAT`
+    Untouched,
+}
+
+/// How a packet is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RejectWith {
+    /// With a TCP reset.
+    TcpReset,
+    /// With ICMP: the port is unreachable.
+    IcmpPort,
+    /// The same in `ICMPv6`.
+    Icmp6Port,
+}
+
+impl RejectWith {
+    const ALL: [Self; 3] = [Self::TcpReset, Self::IcmpPort, Self::Icmp6Port];
+
+    /// What follows `--reject-with`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TcpReset => "tcp-reset",
+            Self::IcmpPort => "icmp-port-unreachable",
+            Self::Icmp6Port => "icmp6-port-unreachable",
+        }
+    }
 }
 
 /// What becomes of a packet that matches.
@@ -48,6 +107,16 @@ pub enum Target {
         /// Its port.
         port: Option<u16>,
     },
+    /// It passes.
+    Accept,
+    /// It is gone without an answer.
+    Drop,
+    /// It is refused.
+    Reject(RejectWith),
+    /// Its connection comes from the address of the interface it leaves by.
+    Masquerade,
+    /// Its connection comes from this address.
+    Snat(IpAddr),
     /// On with a chain, and back when that chain has no answer.
     Jump(String),
     /// On with a chain, and not back.
@@ -61,10 +130,13 @@ impl Rule {
         Self {
             source: None,
             destination: None,
+            not_destination: None,
             in_interface: None,
+            out_interface: None,
             protocol: None,
             destination_ports: Ports::default(),
             to_local: false,
+            connection: None,
             statistic: Statistic::Always,
             target,
         }

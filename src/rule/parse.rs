@@ -9,7 +9,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Rule, Target};
+use super::render::UNTOUCHED;
+use super::{Connection, ConnectionState, RejectWith, Rule, Target};
 use crate::net::{self, PortRange, Ports, Protocol, Table};
 use crate::statistic::{Probability, Statistic};
 
@@ -101,16 +102,27 @@ impl Words<'_> {
 struct Draft {
     source: Option<IpNet>,
     destination: Option<IpNet>,
+    not_destination: Option<IpNet>,
     in_interface: Option<String>,
+    out_interface: Option<String>,
     protocol: Option<Protocol>,
     ports: Option<Ports>,
     to_local: bool,
+    connection: Connection,
     mode: Option<Mode>,
     every: Option<u32>,
     packet: Option<u32>,
     probability: Option<Probability>,
     target: Option<Target>,
-    dnat: bool,
+    option: Option<TargetOption>,
+}
+
+/// The option that the target takes.
+#[derive(Clone, Copy, PartialEq)]
+enum TargetOption {
+    ToDestination,
+    ToSource,
+    RejectWith,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -130,6 +142,7 @@ impl Draft {
             "-s" => once(option, &mut self.source, words.value(option, network)?),
             "-d" => once(option, &mut self.destination, words.value(option, network)?),
             "-i" => once(option, &mut self.in_interface, words.value(option, name)?),
+            "-o" => once(option, &mut self.out_interface, words.value(option, name)?),
             "-p" => once(
                 option,
                 &mut self.protocol,
@@ -142,7 +155,10 @@ impl Draft {
                 self.to_local = true;
                 words.value(option, |kind| (kind == "LOCAL").then_some(()))
             }
-            "--ctstate" | "--state" if table == Table::Nat => words.value(option, includes_new),
+            "--ctstate" | "--state" => self.read_state(table, words),
+            "--ctproto" | "--ctorigsrc" | "--ctorigdst" | "--ctorigdstport" | "--ctreplsrc" => {
+                self.connection.read(option, words)
+            }
             "--comment" => words.value(option, |_| Some(())),
             "--mode" => once(option, &mut self.mode, words.value(option, mode)?),
             "--every" => once(
@@ -167,31 +183,67 @@ impl Draft {
                 &mut self.target,
                 Target::Goto(words.value(option, name)?),
             ),
-            "--to-destination" if self.dnat => {
+            "--to-destination" if self.option == Some(TargetOption::ToDestination) => {
                 once(option, &mut self.target, words.value(option, backend)?)
+            }
+            "--to-source" if self.option == Some(TargetOption::ToSource) => {
+                once(option, &mut self.target, words.value(option, snat)?)
+            }
+            "--reject-with" if self.option == Some(TargetOption::RejectWith) => {
+                once(option, &mut self.target, words.value(option, reject)?)
             }
             other => Err(Unreadable(other.to_owned())),
         }
     }
 
+    /// The nat table sees only new connections, so asking for them there is
+    /// asking for nothing.
+    fn read_state(&mut self, table: Table, words: &mut Words<'_>) -> Result<(), Unreadable> {
+        let option = "--ctstate";
+        let state = words.value(option, |states| match states {
+            "DNAT" => Some(Some(ConnectionState::Translated)),
+            _ if table == Table::Nat && includes_new(states) => Some(None),
+            _ => None,
+        })?;
+        match state {
+            Some(state) => once(option, &mut self.connection.state, state),
+            None => Ok(()),
+        }
+    }
+
     /// Not matching with one chance is matching with the rest to certainty.
     fn read_inverted(&mut self, words: &mut Words<'_>) -> Result<(), Unreadable> {
-        const PROBABILITY: &str = "--probability";
         let option = words.next().unwrap_or_default();
-        if option != PROBABILITY {
-            return Err(Unreadable(format!("! {option}")));
+        match &*option {
+            "-d" => {
+                let network = words.value("! -d", network)?;
+                once("! -d", &mut self.not_destination, network)
+            }
+            "--ctstate" => {
+                words.value("! --ctstate", is_untouched)?;
+                let state = ConnectionState::Untouched;
+                once("--ctstate", &mut self.connection.state, state)
+            }
+            "--probability" => {
+                let chance = words.value(&option, Probability::parse)?;
+                once(&option, &mut self.probability, chance.complement())
+            }
+            other => Err(Unreadable(format!("! {other}"))),
         }
-        let chance = words.value(PROBABILITY, Probability::parse)?;
-        once(PROBABILITY, &mut self.probability, chance.complement())
     }
 
     fn read_target(&mut self, words: &mut Words<'_>) -> Result<(), Unreadable> {
         let target = words.value("-j", name)?;
-        if target == "DNAT" {
-            self.dnat = true;
-            return Ok(());
-        }
-        once("-j", &mut self.target, Target::Jump(target))
+        let target = match target.as_str() {
+            "DNAT" => return once("-j", &mut self.option, TargetOption::ToDestination),
+            "SNAT" => return once("-j", &mut self.option, TargetOption::ToSource),
+            "REJECT" => return once("-j", &mut self.option, TargetOption::RejectWith),
+            "ACCEPT" => Target::Accept,
+            "DROP" => Target::Drop,
+            "MASQUERADE" => Target::Masquerade,
+            _ => Target::Jump(target),
+        };
+        once("-j", &mut self.target, target)
     }
 
     fn finish(self) -> Result<Rule, Unreadable> {
@@ -214,13 +266,40 @@ impl Draft {
         Ok(Rule {
             source: self.source.filter(|network| !everything(network)),
             destination: self.destination.filter(|network| !everything(network)),
+            not_destination: self.not_destination,
             in_interface: self.in_interface.filter(|name| name != "+"),
+            out_interface: self.out_interface.filter(|name| name != "+"),
             protocol: self.protocol,
             destination_ports: self.ports.unwrap_or_default(),
             to_local: self.to_local,
+            connection: self.connection.simplest(),
             statistic: statistic.simplest(),
             target: self.target.ok_or_else(|| absent("target"))?,
         })
+    }
+}
+
+impl Connection {
+    fn read(&mut self, option: &str, words: &mut Words<'_>) -> Result<(), Unreadable> {
+        let place = match option {
+            "--ctorigsrc" => &mut self.original_source,
+            "--ctorigdst" => &mut self.original_destination,
+            "--ctreplsrc" => &mut self.reply_source,
+            "--ctproto" => {
+                let protocol = words.value(option, Protocol::from_argument)?;
+                return once(option, &mut self.protocol, protocol);
+            }
+            _ => {
+                let range = words.value(option, PortRange::parse)?;
+                return once(option, &mut self.original_port, range);
+            }
+        };
+        once(option, place, words.value(option, network)?)
+    }
+
+    /// Nothing, where nothing is asked.
+    fn simplest(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| self.into())
     }
 }
 
@@ -271,8 +350,26 @@ fn ports(text: &str) -> Option<Ports> {
     ranges.map(Ports::new)
 }
 
-fn includes_new(states: &str) -> Option<()> {
-    states.split(',').any(|state| state == "NEW").then_some(())
+fn includes_new(states: &str) -> bool {
+    states.split(',').any(|state| state == "NEW")
+}
+
+fn is_untouched(states: &str) -> Option<()> {
+    let sorted = |states: &'_ str| {
+        let mut states: Vec<String> = states.split(',').map(str::to_owned).collect();
+        states.sort();
+        states
+    };
+    (sorted(states) == sorted(UNTOUCHED)).then_some(())
+}
+
+fn snat(text: &str) -> Option<Target> {
+    text.parse().ok().map(Target::Snat)
+}
+
+fn reject(text: &str) -> Option<Target> {
+    let mut all = RejectWith::ALL.into_iter();
+    all.find(|with| with.as_str() == text).map(Target::Reject)
 }
 
 fn mode(text: &str) -> Option<Mode> {
@@ -362,6 +459,23 @@ mod tests {
             "-p tcp -g CF",
             "-p tcp -m addrtype --dst-type LOCAL -j CF",
             "-i eth0 -p tcp -j CF",
+            "-o eth0 -p tcp -j CF",
+            "! -d 127.0.0.0/8 -p tcp -j CF",
+            "-d 127.0.0.0/8 -p tcp -j CF",
+            "-p tcp -m conntrack --ctstate DNAT -j CF",
+            "-p tcp -m conntrack ! --ctstate INVALID,RELATED,ESTABLISHED,UNTRACKED,DNAT -j CF",
+            "-m conntrack --ctproto 6 -j CF",
+            "-p tcp -m conntrack --ctorigsrc 192.0.2.1 -j CF",
+            "-p tcp -m conntrack --ctorigdst 192.0.2.1 -j CF",
+            "-p tcp -m conntrack --ctreplsrc 192.0.2.1 -j CF",
+            "-p tcp -m conntrack --ctorigdstport 80 -j CF",
+            "-p tcp -m conntrack --ctorigdstport 80:81 -j CF",
+            "-p tcp -j ACCEPT",
+            "-p tcp -j DROP",
+            "-p tcp -j REJECT --reject-with tcp-reset",
+            "-p tcp -j REJECT --reject-with icmp-port-unreachable",
+            "-p tcp -j MASQUERADE",
+            "-p tcp -j SNAT --to-source 192.0.2.1",
         ];
         for (at, rule) in rules.iter().enumerate() {
             for other in &rules[..at] {
@@ -389,6 +503,15 @@ mod tests {
             "-j DNAT",
             "-j CF -j CF",
             "-j CF --to-destination 192.0.2.1",
+            "-j DNAT --to-source 192.0.2.1",
+            "-j SNAT --to-source 192.0.2.1-192.0.2.9",
+            "-j SNAT --to-source 192.0.2.1:1024",
+            "-j MASQUERADE --random",
+            "-j REJECT --reject-with icmp-host-unreachable",
+            "-j DNAT -j SNAT --to-source 192.0.2.1",
+            "-m conntrack --ctreplsrc 192.0.2.1 --ctreplsrc 192.0.2.2 -j CF",
+            "-m conntrack ! --ctorigdstport 80 -j CF",
+            "-m conntrack --ctdir REPLY -j CF",
             "-m addrtype --dst-type LOCAL,UNICAST -j CF",
             "-m statistic --mode nth --every 3 --packet 3 -j CF",
             "-m statistic --mode nth -j CF",
@@ -399,7 +522,7 @@ mod tests {
             assert!(Rule::parse(Table::Nat, text).is_err(), "{text}");
         }
         let filter = Rule::parse(Table::Filter, "-m conntrack --ctstate NEW -j CF");
-        assert_eq!(filter, Err(Unreadable("--ctstate".into())));
+        assert_eq!(filter, Err(Unreadable("--ctstate NEW".into())));
     }
 
     #[test]
@@ -417,6 +540,15 @@ mod tests {
             " -p udp -m udp --dport 53:54 -g CF/0",
             " -p tcp -m statistic --mode nth --every 3 --packet 2 -j DNAT --to-destination [fd00::1]:80",
             " -p tcp -m statistic --mode random --probability 0.29999999981 -j DNAT --to-destination fd00::1",
+            " -o eth0 -m conntrack --ctstate DNAT --ctproto 6 --ctorigsrc 10.0.0.0/8 --ctorigdst 192.0.2.1 --ctreplsrc 192.0.2.9 --ctorigdstport 53:54 -j CF/masq",
+            " -i eth0 -p udp -m udp --dport 53 -m conntrack ! --ctstate INVALID,RELATED,ESTABLISHED,UNTRACKED,DNAT -j CF",
+            " ! -d ::1/128 -p tcp -m tcp --dport 80 -j CF",
+            " -j ACCEPT",
+            " -j DROP",
+            " -j MASQUERADE",
+            " -j SNAT --to-source fd00::1",
+            " -p tcp -j REJECT --reject-with tcp-reset",
+            " -j REJECT --reject-with icmp6-port-unreachable",
         ] {
             assert_eq!(nat(text).to_string(), text);
         }

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::{Rule, Target};
-use crate::net::Protocol;
+use super::{Connection, ConnectionState, Rule, Target};
+use crate::net::{Protocol, shortest};
 use crate::statistic::Statistic;
 
 /// What stands after `-A CHAIN`: it begins with a blank.
@@ -16,8 +16,14 @@ impl fmt::Display for Rule {
         if let Some(network) = self.destination {
             write!(out, " -d {network}")?;
         }
+        if let Some(network) = self.not_destination {
+            write!(out, " ! -d {network}")?;
+        }
         if let Some(name) = &self.in_interface {
             write!(out, " -i {name}")?;
+        }
+        if let Some(name) = &self.out_interface {
+            write!(out, " -o {name}")?;
         }
         if let Some(protocol) = self.protocol {
             write!(out, " -p {}", protocol.argument())?;
@@ -25,6 +31,9 @@ impl fmt::Display for Rule {
         }
         if self.to_local {
             out.write_str(" -m addrtype --dst-type LOCAL")?;
+        }
+        if let Some(connection) = &self.connection {
+            write!(out, " -m conntrack{connection}")?;
         }
         write!(out, "{}{}", self.statistic, self.target)
     }
@@ -42,6 +51,36 @@ impl Rule {
         }
     }
 }
+
+impl fmt::Display for Connection {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.state {
+            None => Ok(()),
+            Some(ConnectionState::Translated) => out.write_str(" --ctstate DNAT"),
+            Some(ConnectionState::Untouched) => write!(out, " ! --ctstate {UNTOUCHED}"),
+        }?;
+        if let Some(protocol) = self.protocol {
+            write!(out, " --ctproto {}", protocol.number())?;
+        }
+        if let Some(network) = self.original_source {
+            write!(out, " --ctorigsrc {}", shortest(&network))?;
+        }
+        if let Some(network) = self.original_destination {
+            write!(out, " --ctorigdst {}", shortest(&network))?;
+        }
+        if let Some(network) = self.reply_source {
+            write!(out, " --ctreplsrc {}", shortest(&network))?;
+        }
+        if let Some(range) = self.original_port {
+            write!(out, " --ctorigdstport {range}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The states that a connection is not in when it is
+/// [`ConnectionState::Untouched`], in the order in which iptables saves them.
+pub(super) const UNTOUCHED: &str = "INVALID,RELATED,ESTABLISHED,UNTRACKED,DNAT";
 
 impl fmt::Display for Statistic {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,6 +110,11 @@ impl fmt::Display for Target {
                     (IpAddr::V6(address), Some(port)) => write!(out, "[{address}]:{port}"),
                 }
             }
+            Self::Accept => out.write_str(" -j ACCEPT"),
+            Self::Drop => out.write_str(" -j DROP"),
+            Self::Reject(with) => write!(out, " -j REJECT --reject-with {}", with.as_str()),
+            Self::Masquerade => out.write_str(" -j MASQUERADE"),
+            Self::Snat(address) => write!(out, " -j SNAT --to-source {address}"),
             Self::Jump(chain) => write!(out, " -j {chain}"),
             Self::Goto(chain) => write!(out, " -g {chain}"),
         }

@@ -48,6 +48,18 @@ pub struct Arrangement {
     pub chains: Vec<Node>,
 }
 
+impl Arrangement {
+    /// A main chain that sends nobody anywhere.
+    #[must_use]
+    pub fn empty() -> Self {
+        let main = Node {
+            id: String::new(),
+            branches: Vec::new(),
+        };
+        Self { chains: vec![main] }
+    }
+}
+
 /// A chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {

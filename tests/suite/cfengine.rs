@@ -326,8 +326,10 @@ fn the_examples_do_what_they_say_and_balance_real_connections() {
         agent(gateway, &example(gateway, "weights.cf"), &["-KI"]),
         [""; 0]
     );
+    let gone = agent(gateway, &example(gateway, "absent.cf"), &["-KI"]);
+    assert!(gone[0].starts_with("warning: IPv4 forwarding was left on"));
     assert!(
-        agent(gateway, &example(gateway, "absent.cf"), &["-KI"])
+        gone[1..]
             .iter()
             .all(|line| line.starts_with("info: Deleted"))
     );

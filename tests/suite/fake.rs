@@ -1,9 +1,13 @@
 //! A host that is two models, and that can be told to fail.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Result, bail};
-use iptables_balance::host::{Host, Lock, Look, Variant};
+use iptables_balance::besides::Tracked;
+use iptables_balance::guards::Facts;
+use iptables_balance::host::{Host, Lock, Look, Scope, Variant};
 use iptables_balance::net::Family;
 use iptables_balance::ruleset::Ruleset;
 
@@ -28,6 +32,12 @@ pub struct Fake {
     /// By the number of the restore, from 0.
     pub faults: Vec<(usize, Fault)>,
     pub restores: Mutex<usize>,
+    /// The families that are forwarded.
+    pub forwarding: Mutex<BTreeSet<Family>>,
+    pub files: Mutex<BTreeMap<PathBuf, Vec<u8>>>,
+    pub connections: Mutex<Vec<(Family, Tracked)>>,
+    /// What fails: `forwarding`, `store`, `connections` or `end`.
+    pub broken: Option<&'static str>,
 }
 
 impl Fake {
@@ -37,7 +47,18 @@ impl Fake {
             ipv6: ipv6.into(),
             faults: Vec::new(),
             restores: 0.into(),
+            forwarding: BTreeSet::from(Family::BOTH).into(),
+            files: Mutex::default(),
+            connections: Mutex::default(),
+            broken: None,
         }
+    }
+
+    fn works(&self, what: &str) -> Result<()> {
+        if self.broken == Some(what) {
+            bail!("{what} is broken");
+        }
+        Ok(())
     }
 
     pub fn model(&self, family: Family) -> &Mutex<Model> {
@@ -81,7 +102,11 @@ impl Host for Fake {
         } else {
             dump.lines().map(plain).collect()
         };
-        Ok(Ruleset::read(dump.as_bytes(), look.name)?)
+        let mut found = Ruleset::read(dump.as_bytes(), look.name)?;
+        if let Scope::Only(wanted) = look.scope {
+            found.tables.retain(|table, _| *table == wanted);
+        }
+        Ok(found)
     }
 
     fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {
@@ -120,5 +145,71 @@ impl Host for Fake {
 
     fn other_variant_in_use(&self) -> bool {
         false
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::default()
+    }
+
+    fn forwarding(&self, family: Family) -> Option<bool> {
+        Some(self.forwarding.lock().unwrap().contains(&family))
+    }
+
+    fn set_forwarding(&self, family: Family, on: bool) -> Result<()> {
+        self.works("forwarding")?;
+        let mut forwarding = self.forwarding.lock().unwrap();
+        match on {
+            true => forwarding.insert(family),
+            false => forwarding.remove(&family),
+        };
+        Ok(())
+    }
+
+    fn boot_files(&self) -> Result<BTreeMap<Family, PathBuf>> {
+        Ok(Family::BOTH
+            .map(|family| (family, PathBuf::from(format!("/rules.{}", family.as_str()))))
+            .into())
+    }
+
+    fn load(&self, path: &Path) -> Result<Option<Vec<u8>>> {
+        Ok(self.files.lock().unwrap().get(path).cloned())
+    }
+
+    fn store(&self, path: &Path, text: Option<&[u8]>) -> Result<()> {
+        self.works("store")?;
+        let mut files = self.files.lock().unwrap();
+        match text {
+            Some(text) => files.insert(path.to_owned(), text.to_vec()),
+            None => files.remove(path),
+        };
+        Ok(())
+    }
+
+    fn connections(
+        &self,
+        family: Family,
+        wanted: &dyn Fn(&Tracked) -> bool,
+    ) -> Result<Vec<Vec<u8>>> {
+        self.works("connections")?;
+        let connections = self.connections.lock().unwrap();
+        let found = connections.iter().enumerate();
+        let found = found.filter(|(_, (of, connection))| *of == family && wanted(connection));
+        Ok(found
+            .map(|(at, _)| vec![u8::try_from(at).unwrap()])
+            .collect())
+    }
+
+    fn end(&self, _: Family, connections: &[Vec<u8>]) -> Result<()> {
+        self.works("end")?;
+        let mut known = self.connections.lock().unwrap();
+        let mut places: Vec<_> = connections
+            .iter()
+            .map(|name| usize::from(name[0]))
+            .collect();
+        places.sort_unstable();
+        for at in places.into_iter().rev() {
+            known.remove(at);
+        }
+        Ok(())
     }
 }

@@ -2,11 +2,14 @@
 //! turns the one into the other, and the reply of a check.
 //! `UPDATE=1 cargo test` records the last two anew.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use iptables_balance::besides::Tracked;
 use iptables_balance::converge::{Run, converge};
 use iptables_balance::diff;
+use iptables_balance::guards::Facts;
 use iptables_balance::host::{Host, Lock, Look, Variant};
 use iptables_balance::net::Family;
 use iptables_balance::plan::Plan;
@@ -45,6 +48,38 @@ impl Host for Recorded {
 
     fn other_variant_in_use(&self) -> bool {
         false
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::default()
+    }
+
+    fn forwarding(&self, _: Family) -> Option<bool> {
+        Some(true)
+    }
+
+    fn set_forwarding(&self, _: Family, _: bool) -> anyhow::Result<()> {
+        unreachable!("a check writes nothing")
+    }
+
+    fn boot_files(&self) -> anyhow::Result<BTreeMap<Family, PathBuf>> {
+        Ok(BTreeMap::new())
+    }
+
+    fn load(&self, _: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
+    fn store(&self, _: &Path, _: Option<&[u8]>) -> anyhow::Result<()> {
+        unreachable!("a check writes nothing")
+    }
+
+    fn connections(&self, _: Family, _: &dyn Fn(&Tracked) -> bool) -> anyhow::Result<Vec<Vec<u8>>> {
+        Ok(Vec::new())
+    }
+
+    fn end(&self, _: Family, _: &[Vec<u8>]) -> anyhow::Result<()> {
+        unreachable!("a check writes nothing")
     }
 }
 

@@ -42,7 +42,16 @@ impl Namespace {
             scratch,
         };
         namespace.run(&["ip", "link", "set", "lo", "up"]);
+        namespace.forward(true);
         namespace
+    }
+
+    /// Switches forwarding of both families.
+    pub fn forward(&self, on: bool) {
+        let value = u8::from(on);
+        let settings = ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"];
+        let settings = settings.map(|name| format!("{name}={value}"));
+        self.run(&["sysctl", "-qw", &settings[0], &settings[1]]);
     }
 
     pub fn scratch(&self) -> &Path {
@@ -231,12 +240,6 @@ impl Lab {
                 drop(namespace.run(&["ip", "route", "add", "default", "via", address]));
             });
         }
-        gateway.run(&[
-            "sysctl",
-            "-qw",
-            "net.ipv4.ip_forward=1",
-            "net.ipv6.conf.all.forwarding=1",
-        ]);
         lab
     }
 }

@@ -171,7 +171,10 @@ impl Model {
         let mut loaded: Vec<String> = Vec::new();
         let mut at = 0;
         while at < words.len() {
-            let option = words[at].as_str();
+            let inverted = words[at] == "!";
+            at += usize::from(inverted);
+            let bang = || inverted.then(|| "!".to_owned());
+            let option = words.get(at).ok_or("nothing after !")?.as_str();
             let value = |offset: usize| {
                 words
                     .get(at + offset)
@@ -189,10 +192,12 @@ impl Model {
                 }
                 "-s" | "-d" => {
                     if let Some(network) = self.network(&value(1)?)? {
-                        head.insert(i32::from(option != "-s"), vec![option.to_owned(), network]);
+                        let said = bang().into_iter().chain([option.to_owned(), network]);
+                        head.insert(i32::from(option != "-s"), said.collect());
                     }
                 }
                 "-i" => drop(head.insert(2, vec![option.to_owned(), value(1)?])),
+                "-o" => drop(head.insert(3, vec![option.to_owned(), value(1)?])),
                 "-p" => {
                     let name = match value(1)?.as_str() {
                         "6" => "tcp".to_owned(),
@@ -201,7 +206,7 @@ impl Model {
                         other => other.to_owned(),
                     };
                     protocol = Some(name.clone());
-                    head.insert(3, vec![option.to_owned(), name]);
+                    head.insert(4, vec![option.to_owned(), name]);
                 }
                 "-m" => {
                     let name = value(1)?;
@@ -218,6 +223,21 @@ impl Model {
                     option.to_owned(),
                     self.destination(&value(1)?, protocol.as_deref())?,
                 ]),
+                "--to-source" => {
+                    tail.extend([option.to_owned(), self.destination(&value(1)?, None)?]);
+                }
+                "--reject-with" => {
+                    let with = value(1)?;
+                    let icmp = if self.ipv6 { "icmp6-" } else { "icmp-" };
+                    let is_reset = with == "tcp-reset";
+                    if is_reset && protocol.as_deref() != Some("tcp") {
+                        return Err("tcp-reset without -p tcp".into());
+                    }
+                    if !is_reset && !with.starts_with(icmp) {
+                        return Err(format!("unknown reject type {with}"));
+                    }
+                    tail.extend([option.to_owned(), with]);
+                }
                 option if option.starts_with("--") => {
                     if option == "--dport" && loaded.is_empty() {
                         let name = protocol.clone().ok_or("--dport without -p")?;
@@ -229,6 +249,7 @@ impl Model {
                         .last_mut()
                         .ok_or(format!("unknown option {option}"))?;
                     if !(option == "--dport" && text == "0:65535") {
+                        current.extend(bang());
                         current.extend([option.to_owned(), text]);
                     }
                 }
@@ -237,8 +258,15 @@ impl Model {
             at += taken;
         }
         matches.iter().try_for_each(|found| lawful(found))?;
-        if tail.is_empty() || (tail[1] == "DNAT" && (table != "nat" || tail.len() != 4)) {
-            return Err("no target, or DNAT out of place".into());
+        let target = tail.get(1).ok_or("no target")?.as_str();
+        let (home, length) = match target {
+            "DNAT" | "SNAT" => ("nat", 4),
+            "MASQUERADE" => ("nat", 2),
+            "REJECT" => ("filter", 4),
+            _ => (table, 2),
+        };
+        if table != home || tail.len() != length || (target == "DROP" && table == "nat") {
+            return Err(format!("{target} is out of place, or not as it should be"));
         }
         let words = head
             .into_values()
@@ -386,7 +414,7 @@ fn matches(rule: &mut Rule, connection: Connection<'_>) -> bool {
         let fits = match pair[0].as_str() {
             "-p" => pair[1] == connection.protocol,
             "--dport" | "--dports" => ports(&pair[1]),
-            "-s" | "-d" | "-i" | "--probability" => false,
+            "-s" | "-d" | "-i" | "-o" | "--probability" => false,
             "--every" => {
                 every = pair[1].parse().ok();
                 true
@@ -452,12 +480,27 @@ fn respelled(option: &str, value: &str) -> Result<String, String> {
         let units = (chance * 2_147_483_648.0).round();
         return Ok(format!("{:.11}", units / 2_147_483_648.0));
     }
+    if option == "--ctproto" {
+        return match value {
+            "tcp" => Ok("6".to_owned()),
+            "udp" => Ok("17".to_owned()),
+            number => Ok(number.to_owned()),
+        };
+    }
     Ok(value.to_owned())
 }
 
 /// What the kernel sees only at the end: targets exist.
 fn check(table: &Table) -> Result<(), String> {
-    const TARGETS: [&str; 5] = ["ACCEPT", "DROP", "RETURN", "DNAT", "MASQUERADE"];
+    const TARGETS: [&str; 7] = [
+        "ACCEPT",
+        "DROP",
+        "RETURN",
+        "DNAT",
+        "MASQUERADE",
+        "SNAT",
+        "REJECT",
+    ];
     for rule in table.values().flat_map(|chain| &chain.rules) {
         let at = rule
             .words

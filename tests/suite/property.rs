@@ -47,7 +47,35 @@ fn backends() -> impl Strategy<Value = Vec<Value>> {
     })
 }
 
-/// Requests that the program accepts; families without a weight are not made.
+/// What surrounds the chain, each in some of its forms.
+fn gateways() -> impl Strategy<Value = Value> {
+    let masquerade = prop::sample::select(vec![
+        json!({}),
+        json!({"masquerade": "balanced"}),
+        json!({"masquerade": "balanced", "out_interface": "lan0"}),
+        json!({"masquerade": "all", "out_interface": "lan0"}),
+    ]);
+    let persist = prop::sample::select(vec![
+        json!(null),
+        json!(true),
+        json!({"ipv4": "/a", "ipv6": "/b"}),
+    ]);
+    let empty = prop::sample::select(vec!["reject", "drop", "pass"]);
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (flags, masquerade, persist, empty).prop_map(
+        |((local, forward, ip_forward), mut gateway, persist, empty)| {
+            gateway["local_traffic"] = json!(local);
+            gateway["forward"] = json!(forward);
+            gateway["ip_forward"] = json!(ip_forward);
+            gateway["persist"] = persist;
+            gateway["when_empty"] = json!(empty);
+            gateway["disconnect"] = json!("always");
+            gateway
+        },
+    )
+}
+
+/// Requests that the program accepts.
 fn requests() -> impl Strategy<Value = Value> {
     let ports = prop_oneof![
         Just(json!(80)),
@@ -64,12 +92,14 @@ fn requests() -> impl Strategy<Value = Value> {
         prop::option::of(prop::sample::select(vec!["eth0", "wan+"])),
         any::<bool>(),
         prop::sample::select(vec!["auto", "flat", "tree"]),
+        prop_oneof![1 => Just(json!({})), 1 => gateways()],
     );
-    let present = attributes.prop_filter_map("a family has no weight", |(backends, mode, protocol, port, jump, interface, local, layout)| {
-        let value = json!({
+    let present = attributes.prop_filter_map("not accepted", |(backends, mode, protocol, port, jump, interface, local, layout, gateway)| {
+        let mut value = json!({
             "name": "W", "backends": backends, "mode": mode, "protocol": protocol, "destination_port": port, "jump": jump,
             "in_interface": interface, "layout": layout, "destination": local.then_some("local"),
         });
+        value.as_object_mut().unwrap().extend(gateway.as_object().unwrap().clone());
         Request::from_json(value.as_object().unwrap().clone()).is_ok().then_some(value)
     });
     prop_oneof![9 => present, 1 => Just(json!({"name": "W", "state": "absent"}))]
@@ -177,17 +207,18 @@ proptest! {
         let foretold = run(&host, &second, Run::Check);
         let done = run(&host, &second, Run::Apply);
         prop_assert_eq!(done.failure, None);
-        prop_assert_eq!(&foretold.changes, &done.changes);
+        prop_assert_eq!(&foretold.steps.changes, &done.steps.changes);
+        prop_assert_eq!(&foretold.steps.effects, &done.steps.effects);
         prop_assert_eq!(&foreign(&host.dump()), &others);
 
         let restores = *host.restores.lock().unwrap();
         let again = run(&host, &second, Run::Apply);
-        prop_assert_eq!(again.changes, vec![]);
+        prop_assert!(again.steps.is_empty(), "{:?}", again.steps);
         prop_assert_eq!(*host.restores.lock().unwrap(), restores);
 
         // What was foretold is what is found.
         let texts = |state: &iptables_balance::converge::State| {
-            let owned = state.values().flat_map(|ruleset| ruleset.tables.values());
+            let owned = state.rules.values().flat_map(|ruleset| ruleset.tables.values());
             owned.map(|owned| (owned.chains.clone(), owned.leads.iter().map(|lead| lead.rule.shown()).collect::<Vec<_>>())).map(|(chains, leads)| {
                 let chains: Vec<_> = chains.into_iter().map(|(name, chain)| (name, chain.rules.iter().filter_map(|rule| rule.meaning.clone()).collect::<Vec<_>>())).collect();
                 (chains, leads.len())
@@ -218,24 +249,36 @@ proptest! {
     /// Each restore in turn refused, not done, done but denied, and spoiled.
     #[test]
     fn what_fails_is_undone(first in requests(), second in requests(), clutter in clutter(), at in 0..2_usize,
-                            fault in prop::sample::select(vec![Fault::Refuse, Fault::Lie, Fault::Deny, Fault::Spoil])) {
+                            fault in prop::sample::select(vec![Fault::Refuse, Fault::Lie, Fault::Deny, Fault::Spoil]),
+                            broken in prop::option::of(prop::sample::select(vec!["forwarding", "store", "connections"])),
+                            forwarding_off in any::<bool>()) {
         let mut host = Fake::new(cluttered(false, &clutter), cluttered(true, &clutter));
         run(&host, &first, Run::Apply);
         for family in Family::BOTH {
             let connection = Connection { protocol: "tcp", port: 80 };
             (0..7).for_each(|_| drop(host.model(family).lock().unwrap().connect(connection)));
         }
+        if forwarding_off {
+            host.forwarding.lock().unwrap().clear();
+        }
         let before = host.dump();
+        let surroundings = (host.forwarding.lock().unwrap().clone(), host.files.lock().unwrap().clone());
         *host.restores.lock().unwrap() = 0;
-        host.faults = vec![(at, fault)];
+        match broken {
+            None => host.faults = vec![(at, fault)],
+            Some(_) => host.broken = broken,
+        }
         let outcome = run(&host, &second, Run::Apply);
         if let Some(failure) = outcome.failure {
             prop_assert!(failure.ends_with("; the host is as before"), "{failure}");
             prop_assert_eq!(host.dump(), before);
-            prop_assert_eq!(outcome.changes, vec![]);
+            prop_assert!(outcome.steps.is_empty());
+            let now = (host.forwarding.lock().unwrap().clone(), host.files.lock().unwrap().clone());
+            prop_assert_eq!(now, surroundings);
         } else {
             host.faults.clear();
-            prop_assert_eq!(run(&host, &second, Run::Apply).changes, vec![]);
+            host.broken = None;
+            prop_assert_eq!(run(&host, &second, Run::Apply).steps.changes, vec![]);
         }
     }
 }
@@ -250,7 +293,7 @@ fn where_undoing_fails_too_it_says_what_is_left() {
         outcome.failure.unwrap(),
         "refused; undoing it failed too (refused), which leaves this to be done: ipv4 nat delete_rule PREROUTING `-p tcp -m tcp --dport 80 -j W`, ipv4 nat delete_chain W"
     );
-    assert!(!outcome.changes.is_empty());
+    assert!(!outcome.steps.changes.is_empty());
 }
 
 /// The first of two jumps that mean the same stays where it is; rules that are
@@ -267,13 +310,13 @@ fn what_is_right_is_not_touched() {
         .unwrap();
     let host = Fake::new(model.clone(), Model::new(true));
     let two = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1,10.9.0.2"});
-    assert_eq!(run(&host, &two, Run::Apply).changes, []);
+    assert_eq!(run(&host, &two, Run::Apply).steps.changes, []);
     assert_eq!(*host.ipv4.lock().unwrap(), model);
 
     // A third server: the other two rules stay as they are, or keep their counters.
     let three =
         json!({"name": "W", "destination_port": 80, "backends": "10.9.0.3,10.9.0.1,10.9.0.2"});
-    let changes = run(&host, &three, Run::Apply).changes;
+    let changes = run(&host, &three, Run::Apply).steps.changes;
     assert_eq!(changes.len(), 1, "{changes:?}");
     let dump = host.dump();
     assert!(

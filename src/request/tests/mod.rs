@@ -1,3 +1,5 @@
+mod gateway;
+
 use super::*;
 use serde_json::json;
 
@@ -296,7 +298,7 @@ fn every_error_names_the_attribute_the_item_and_the_way_out() {
         ),
         (
             json!({"destination": "192.0.2.9", "backends": "192.0.2.1,fd00::1"}),
-            "destination: names no IPv6 network, but there are IPv6 backends, which would get nothing",
+            "destination: names no IPv6 address, but there are IPv6 backends; name one, or leave those backends out",
         ),
         (
             json!({"in_interface": "+"}),
@@ -304,7 +306,7 @@ fn every_error_names_the_attribute_the_item_and_the_way_out() {
         ),
         (
             json!({"snat_address": "192.0.2.9"}),
-            "snat_address: says how to masquerade, but `masquerade` is `no`",
+            "snat_address: is the address of `masquerade`, which is `no`; say `masquerade: balanced`, or leave it out",
         ),
         (
             json!({"masquerade": "all"}),
@@ -333,45 +335,6 @@ fn every_error_names_the_attribute_the_item_and_the_way_out() {
         message(json!({"in_interface": "eth0 -j ACCEPT"}))
             .starts_with("in_interface: `eth0 -j ACCEPT` is not the name of an interface")
     );
-}
-
-#[test]
-fn what_is_not_available_yet_is_not_silently_ignored() {
-    for (attribute, value) in [
-        ("local_traffic", json!("yes")),
-        ("masquerade", json!(true)),
-        ("masquerade", json!("balanced")),
-        ("out_interface", json!("eth0")),
-        ("forward", json!(1)),
-        ("ip_forward", json!("on")),
-        ("disconnect", json!("always")),
-        ("persist", json!(true)),
-        ("persist", json!("/etc/iptables/rules.v4")),
-        ("persist", json!({"ipv4": "/a"})),
-    ] {
-        assert_eq!(
-            message(json!({attribute: value})),
-            format!("{attribute}: is not available yet in this version; leave it out")
-        );
-    }
-    assert!(
-        message(json!({"backends": ["hub1.example.com:5308"]}))
-            .contains("`hub1.example.com` is a hostname, which is not available yet")
-    );
-    assert!(message(json!({"backends": []})).contains("an empty pool is not available yet"));
-    assert!(
-        message(json!({"backends": ["192.0.2.1", "fd00::1 weight=0"]}))
-            .contains("no IPv6 backend has a weight")
-    );
-    for (attribute, value) in [
-        ("layout", "flat"),
-        ("masquerade", "no"),
-        ("disconnect", "never"),
-        ("when_empty", "drop"),
-        ("persist", "no"),
-    ] {
-        assert!(with(json!({attribute: value})).is_ok(), "{attribute}");
-    }
 }
 
 /// Whatever a request holds, the lines of the transaction are ours alone.

@@ -1,11 +1,21 @@
 //! A request into the chains and rules there should be.
+//!
+//! | table | chain | holds | reached from |
+//! |---|---|---|---|
+//! | nat | `NAME`, `NAME/...` | who gets a connection | PREROUTING, OUTPUT |
+//! | nat | `NAME/drain` | the backends of weight 0, for the record | nowhere |
+//! | nat | `NAME/masq` | whose source is rewritten | POSTROUTING |
+//! | nat | `NAME/filter` | nothing: it tells that there is more in filter | nowhere |
+//! | filter | `NAME/forward` | what is accepted | FORWARD |
+//! | filter | `NAME/refuse` | what an empty pool answers | INPUT, FORWARD, OUTPUT |
+
+mod around;
+mod entry;
 
 use std::collections::BTreeMap;
 
-use ipnet::IpNet;
-
 use crate::net::{Family, Protocol, Table};
-use crate::request::{Backend, Balancer, Destination, Jump, Name, Pool, Request, Wanted};
+use crate::request::{Backend, Balancer, Jump, Name, Pool, Request, WhenEmpty};
 use crate::rule::{Rule, Target};
 use crate::schedule::{Branch, Node, To};
 
@@ -26,9 +36,9 @@ pub struct Part {
     pub chains: BTreeMap<String, Vec<Rule>>,
     /// The rules elsewhere that lead into them.
     pub leads: Vec<Lead>,
-    /// The protocol of all packets that come into our chains, if it is the
-    /// same for all: rules in them mean the same with it or without.
-    pub protocol: Option<Protocol>,
+    /// The protocol of all packets that come into a chain, where it is the same
+    /// for all: rules in it mean the same with it or without.
+    pub protocols: BTreeMap<String, Protocol>,
 }
 
 /// A rule that leads from a built-in chain into one of ours.
@@ -39,7 +49,28 @@ pub struct Lead {
     /// The rule.
     pub rule: Rule,
     /// Where it goes if it is not there yet.
-    pub jump: Jump,
+    pub place: Place,
+}
+
+/// Where a new rule goes in a chain of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// To the end.
+    End,
+    /// To the head.
+    Head,
+    /// To the head, and it is in the wrong place after a rule that drops or
+    /// rejects.
+    BeforeRefusals,
+}
+
+impl From<Jump> for Place {
+    fn from(jump: Jump) -> Self {
+        match jump {
+            Jump::Append => Self::End,
+            Jump::Insert => Self::Head,
+        }
+    }
 }
 
 impl Plan {
@@ -47,11 +78,18 @@ impl Plan {
     #[must_use]
     pub fn new(request: &Request) -> Self {
         let mut parts = BTreeMap::new();
-        if let Wanted::Present(balancer) = &request.wanted {
-            for pool in &balancer.pools {
-                let part = nat(&request.name, balancer, pool);
-                parts.insert((pool.family, Table::Nat), part);
+        for (balancer, pool) in request
+            .balancer()
+            .into_iter()
+            .flat_map(|balancer| balancer.pools.iter().map(move |pool| (balancer, pool)))
+        {
+            let mut nat = nat(&request.name, balancer, pool);
+            let filter = around::filter(&request.name, balancer, pool);
+            if filter != Part::default() {
+                nat.chains.insert(filter_mark(&request.name), Vec::new());
+                parts.insert((pool.family, Table::Filter), filter);
             }
+            parts.insert((pool.family, Table::Nat), nat);
         }
         Self {
             name: request.name.clone(),
@@ -66,97 +104,97 @@ impl Plan {
     }
 }
 
+/// The empty chain in nat that tells that the balancer has rules in filter, so
+/// that table need not be read to learn that there are none.
+#[must_use]
+pub fn filter_mark(name: &Name) -> String {
+    chain_of(name, "filter")
+}
+
+/// Whether a chain of nat is such a mark.
+#[must_use]
+pub fn is_filter_mark(chain: &str) -> bool {
+    chain.ends_with("/filter")
+}
+
 fn nat(name: &Name, balancer: &Balancer, pool: &Pool) -> Part {
-    let jump = Target::Jump(name.as_str().to_owned());
-    let lead = |rule| Lead {
-        chain: "PREROUTING",
-        rule,
-        jump: balancer.jump,
-    };
+    let mut part = Part::default();
     let nodes = pool.arrangement.chains.iter();
-    let chain = |node: &Node| (chain_name(name, node), servers(name, balancer, pool, node));
-    Part {
-        chains: nodes.map(chain).collect(),
-        leads: entries(balancer, pool.family, &jump)
-            .into_iter()
-            .map(lead)
-            .collect(),
-        protocol: Some(balancer.protocol),
+    for (name, rules) in nodes
+        .map(|node| (chain_name(name, node), servers(name, balancer, pool, node)))
+        .chain(drained(name, balancer, pool))
+    {
+        part.protocols.insert(name.clone(), balancer.protocol);
+        part.chains.insert(name, rules);
     }
+    let jump = Target::Jump(name.as_str().to_owned());
+    let lead = |chain, rule| Lead {
+        chain,
+        rule,
+        place: balancer.jump.into(),
+    };
+    let entries = entry::from_outside(balancer, pool.family, &jump);
+    part.leads
+        .extend(entries.into_iter().map(|rule| lead("PREROUTING", rule)));
+    if balancer.gateway.local_traffic {
+        let entries = entry::from_here(balancer, pool.family, &jump);
+        part.leads
+            .extend(entries.into_iter().map(|rule| lead("OUTPUT", rule)));
+    }
+    around::masquerade(name, balancer, pool, &mut part);
+    part
+}
+
+fn chain_of(name: &Name, id: &str) -> String {
+    format!("{}/{id}", name.as_str())
 }
 
 /// `NAME`, or `NAME/ID`
 fn chain_name(name: &Name, node: &Node) -> String {
     match node.id.is_empty() {
         true => name.as_str().to_owned(),
-        false => format!("{}/{}", name.as_str(), node.id),
+        false => chain_of(name, &node.id),
     }
 }
 
-/// A rule for each branch of the arrangement. DNAT to a port needs the protocol
-/// in the same rule, although nothing else gets here.
+/// A rule for each branch of the arrangement. In an empty pool that refuses,
+/// no rule that comes after ours may send the connection elsewhere.
 fn servers(name: &Name, balancer: &Balancer, pool: &Pool, node: &Node) -> Vec<Rule> {
-    let rule = |branch: &Branch| {
-        let (protocol, target) = match branch.to {
-            To::Chain(next) => (
-                None,
-                Target::Goto(chain_name(name, &pool.arrangement.chains[next])),
-            ),
-            To::Backend(at) => {
-                let Backend { address, port, .. } = pool.backends[at];
-                (Some(balancer.protocol), Target::Dnat { address, port })
+    if pool.is_empty() && balancer.gateway.when_empty != WhenEmpty::Pass {
+        return vec![Rule::to(Target::Accept)];
+    }
+    let rule = |branch: &Branch| match branch.to {
+        To::Chain(next) => {
+            let next = chain_name(name, &pool.arrangement.chains[next]);
+            Rule {
+                statistic: branch.takes,
+                ..Rule::to(Target::Goto(next))
             }
-        };
-        Rule {
-            protocol,
-            statistic: branch.takes,
-            ..Rule::to(target)
         }
+        To::Backend(at) => Rule {
+            statistic: branch.takes,
+            ..server(balancer, &pool.backends[at])
+        },
     };
     node.branches.iter().map(rule).collect()
 }
 
-/// One rule for every combination of source, destination and set of ports that
-/// fits into a rule. They lead into the same chain, so that whichever matches,
-/// its connections take turns with those of the others.
-fn entries(balancer: &Balancer, family: Family, target: &Target) -> Vec<Rule> {
-    let destinations = match &balancer.destination {
-        Destination::Networks(networks) => of_family(networks, family),
-        Destination::Any | Destination::Local => vec![None],
-    };
-    let sources = of_family(&balancer.sources, family);
-    let ports = balancer.destination_ports.split_for_multiport();
-    let mut rules = Vec::new();
-    for destination in &destinations {
-        for source in &sources {
-            for ports in &ports {
-                rules.push(Rule {
-                    source: *source,
-                    destination: *destination,
-                    in_interface: balancer.in_interface.clone(),
-                    protocol: Some(balancer.protocol),
-                    destination_ports: ports.clone(),
-                    to_local: balancer.destination == Destination::Local,
-                    ..Rule::to(target.clone())
-                });
-            }
-        }
+/// DNAT to a port needs the protocol in the same rule, although nothing else
+/// gets here.
+fn server(balancer: &Balancer, backend: &Backend) -> Rule {
+    let Backend { address, port, .. } = *backend;
+    Rule {
+        protocol: Some(balancer.protocol),
+        ..Rule::to(Target::Dnat { address, port })
     }
-    rules
 }
 
-/// The networks of that family; `None` is everywhere, and takes in the others.
-fn of_family(networks: &[IpNet], family: Family) -> Vec<Option<IpNet>> {
-    let ours = networks
-        .iter()
-        .filter(|network| Family::of(network.addr()) == family);
-    let found: Vec<_> = ours
-        .map(|network| Some(*network).filter(|network| network.prefix_len() > 0))
-        .collect();
-    match found.is_empty() || found.contains(&None) {
-        true => vec![None],
-        false => found,
-    }
+/// The backends of weight 0, in a chain that nothing leads to: so that when one
+/// of them goes, it is known that its connections were ours.
+fn drained(name: &Name, balancer: &Balancer, pool: &Pool) -> Option<(String, Vec<Rule>)> {
+    let drained = pool.backends.iter().filter(|backend| backend.weight == 0);
+    let rules: Vec<Rule> = drained.map(|backend| server(balancer, backend)).collect();
+    (!rules.is_empty()).then(|| (chain_of(name, "drain"), rules))
 }
 
 #[cfg(test)]

@@ -1,0 +1,315 @@
+//! Requests that can be carried out and would do harm: refused, or warned of,
+//! with the reason and the way out.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::net::{Family, Ports, Protocol};
+use crate::request::{Backend, Balancer, Destination};
+
+/// What is known of the host that a request is for.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The addresses that it has.
+    pub own: Vec<IpAddr>,
+    /// The ssh connection that this program runs over.
+    pub ssh: Option<Ssh>,
+    /// The interfaces on which packets to 127.0.0.0/8 are let in.
+    pub route_localnet: Vec<String>,
+}
+
+/// An ssh connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ssh {
+    /// Who is connected.
+    pub client: IpAddr,
+    /// To which address of this host.
+    pub server: IpAddr,
+    /// And to which port.
+    pub port: u16,
+}
+
+/// Looks at a balancer with the host in mind. Returns warnings.
+///
+/// # Errors
+/// Why it is not built, and what to do.
+pub fn check(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> {
+    for backend in balancer
+        .pools
+        .iter()
+        .flat_map(|pool| &pool.backends)
+        .filter(|backend| backend.weight > 0)
+    {
+        check_loop(balancer, backend, facts)?;
+        check_loopback(balancer, backend, facts)?;
+    }
+    check_ssh(balancer, facts)
+}
+
+/// Where forwarding is off and somebody else's address is to be reached.
+#[must_use]
+pub fn not_forwarding(
+    balancer: &Balancer,
+    facts: &Facts,
+    forwarding: &BTreeMap<Family, bool>,
+) -> Vec<Family> {
+    let elsewhere = |backend: &Backend| {
+        backend.weight > 0
+            && !facts.own.contains(&backend.address)
+            && !backend.address.is_loopback()
+    };
+    let pools = balancer
+        .pools
+        .iter()
+        .filter(|pool| pool.backends.iter().any(elsewhere));
+    pools
+        .map(|pool| pool.family)
+        .filter(|family| forwarding.get(family) == Some(&false))
+        .collect()
+}
+
+/// What is sent to the address that it was addressed to stays where it is.
+fn check_loop(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Result<(), String> {
+    let address = backend.address;
+    let is_named = match &balancer.destination {
+        Destination::Any | Destination::Local => facts.own.contains(&address),
+        Destination::Networks(networks) => networks.contains(&IpNet::from(address)),
+    };
+    let is_balanced = backend
+        .port
+        .is_none_or(|port| includes(&balancer.destination_ports, port));
+    match is_named && is_balanced {
+        true => Err(format!(
+            "backends: `{}` is the balanced address itself, so its share would never leave it; give it a port that is not \
+             balanced, or name with `destination` the addresses that are, without this one",
+            shown(backend)
+        )),
+        false => Ok(()),
+    }
+}
+
+fn check_loopback(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Result<(), String> {
+    if !backend.address.is_loopback() {
+        return Ok(());
+    }
+    if backend.address.is_ipv6() {
+        return Err(format!(
+            "backends: `{}` is the loopback address, which no connection from elsewhere can be sent to; \
+             name another address of this host",
+            shown(backend)
+        ));
+    }
+    let lets_in = |name: &String| match &balancer.in_interface {
+        None => true,
+        Some(interface) => name == "all" || fits(interface, name),
+    };
+    match facts.route_localnet.iter().any(lets_in) {
+        true => Ok(()),
+        false => Err(format!(
+            "backends: `{}` is a loopback address, to which the kernel lets nothing in from elsewhere; name another address \
+             of this host, or switch that on with `sysctl net.ipv4.conf.{}.route_localnet=1`",
+            shown(backend),
+            balancer.in_interface.as_deref().unwrap_or("all")
+        )),
+    }
+}
+
+/// Whether an interface goes by a name, of which a trailing `+` is any ending.
+fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('+') {
+        Some(stem) => name.starts_with(stem),
+        None => name == pattern,
+    }
+}
+
+/// New ssh connections to this host would go to the backends.
+fn check_ssh(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> {
+    let Some(ssh) = facts.ssh else {
+        return Ok(Vec::new());
+    };
+    let has = |networks: &[IpNet], address: IpAddr| {
+        networks.iter().any(|network| network.contains(&address))
+    };
+    let (is_named, is_chosen) = match &balancer.destination {
+        Destination::Any | Destination::Local => (true, false),
+        Destination::Networks(networks) => (has(networks, ssh.server), true),
+    };
+    let taken = balancer.protocol == Protocol::Tcp
+        && includes(&balancer.destination_ports, ssh.port)
+        && is_named
+        && (balancer.sources.is_empty() || has(&balancer.sources, ssh.client))
+        && balancer
+            .pools
+            .iter()
+            .any(|pool| pool.family == Family::of(ssh.server));
+    if !taken {
+        return Ok(Vec::new());
+    }
+    let what = format!(
+        "destination_port: takes port {} too, over which {} is connected to {} by ssh just now",
+        ssh.port, ssh.client, ssh.server
+    );
+    match is_chosen || balancer.in_interface.is_some() {
+        true => Ok(vec![format!(
+            "{what}; new connections of that kind go to the backends"
+        )]),
+        false => Err(format!(
+            "{what}, so you could not come back; leave it out, or name with `destination` what is balanced \
+             (`destination: {}` if that is what you want)",
+            ssh.server
+        )),
+    }
+}
+
+fn includes(ports: &Ports, port: u16) -> bool {
+    let ranges = ports.ranges();
+    ranges.is_empty()
+        || ranges
+            .iter()
+            .any(|range| (range.first..=range.last).contains(&port))
+}
+
+fn shown(backend: &Backend) -> String {
+    match (backend.address, backend.port) {
+        (address, None) => address.to_string(),
+        (IpAddr::V4(address), Some(port)) => format!("{address}:{port}"),
+        (IpAddr::V6(address), Some(port)) => format!("[{address}]:{port}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::request::Request;
+
+    fn facts() -> Facts {
+        Facts {
+            own: vec!["192.0.2.254".parse().unwrap(), "fd00::fe".parse().unwrap()],
+            ssh: Some(Ssh {
+                client: "198.51.100.7".parse().unwrap(),
+                server: "192.0.2.254".parse().unwrap(),
+                port: 22,
+            }),
+            route_localnet: vec!["eth1".to_owned()],
+        }
+    }
+
+    fn checked(more: &Value) -> Result<Vec<String>, String> {
+        let mut object = json!({"name": "W", "destination_port": 80, "backends": "192.0.2.1"});
+        for (name, value) in more.as_object().unwrap() {
+            object[name] = value.clone();
+        }
+        let Value::Object(object) = object else {
+            panic!()
+        };
+        check(
+            Request::from_json(object).unwrap().balancer().unwrap(),
+            &facts(),
+        )
+    }
+
+    #[track_caller]
+    fn refused(more: &Value, why: &str) {
+        let error = checked(more).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
+
+    #[test]
+    fn the_balanced_address_is_no_backend_of_itself() {
+        refused(
+            &json!({"backends": "192.0.2.254"}),
+            "`192.0.2.254` is the balanced address itself",
+        );
+        refused(
+            &json!({"backends": "[fd00::fe]:80", "destination": "local"}),
+            "`[fd00::fe]:80` is the balanced",
+        );
+        refused(
+            &json!({"backends": "192.0.2.9:80", "destination": "192.0.2.9"}),
+            "give it a port that is not balanced",
+        );
+        for fine in [
+            json!({"backends": "192.0.2.254:8080"}),
+            json!({"backends": "192.0.2.254 weight=0, 192.0.2.1"}),
+            json!({"backends": "192.0.2.254:80", "destination": "192.0.2.253"}),
+            json!({"backends": "192.0.2.9:80", "destination": "192.0.2.0/24"}),
+        ] {
+            assert_eq!(checked(&fine), Ok(vec![]), "{fine}");
+        }
+    }
+
+    #[test]
+    fn loopback_takes_route_localnet() {
+        refused(
+            &json!({"backends": "127.0.0.1:8080", "in_interface": "eth0"}),
+            "sysctl net.ipv4.conf.eth0.route_localnet=1",
+        );
+        refused(
+            &json!({"backends": "[::1]:8080"}),
+            "name another address of this host",
+        );
+        for fine in [
+            json!({"in_interface": "eth1"}),
+            json!({"in_interface": "eth+"}),
+            json!({}),
+        ] {
+            let mut request = fine.clone();
+            request["backends"] = json!("127.0.0.1:8080");
+            assert_eq!(checked(&request), Ok(vec![]), "{fine}");
+        }
+    }
+
+    #[test]
+    fn ssh_is_taken_only_from_those_who_say_so() {
+        refused(
+            &json!({"destination_port": "1:1024"}),
+            "over which 198.51.100.7 is connected to 192.0.2.254 by ssh",
+        );
+        refused(
+            &json!({"destination_port": 22, "destination": "local"}),
+            "`destination: 192.0.2.254` if that is what you want",
+        );
+        for warned in [
+            json!({"destination": "192.0.2.254"}),
+            json!({"in_interface": "eth0"}),
+            json!({"destination": "0.0.0.0/0"}),
+        ] {
+            let mut request = warned.clone();
+            request["destination_port"] = json!(22);
+            assert_eq!(checked(&request).unwrap().len(), 1, "{warned}");
+        }
+        for fine in [
+            json!({"protocol": "udp"}),
+            json!({"source": "203.0.113.0/24"}),
+            json!({"destination": "192.0.2.253"}),
+            json!({"backends": "fd00::1"}),
+        ] {
+            let mut request = fine.clone();
+            request["destination_port"] = json!(22);
+            assert_eq!(checked(&request), Ok(vec![]), "{fine}");
+        }
+    }
+
+    #[test]
+    fn forwarding_is_needed_for_what_is_elsewhere() {
+        let off = BTreeMap::from([(Family::Ipv4, false), (Family::Ipv6, true)]);
+        let missing = |backends: &str| {
+            let Value::Object(object) =
+                json!({"name": "W", "destination_port": 80, "backends": backends})
+            else {
+                panic!()
+            };
+            let request = Request::from_json(object).unwrap();
+            not_forwarding(request.balancer().unwrap(), &facts(), &off)
+        };
+        assert_eq!(missing("192.0.2.1,fd00::1"), [Family::Ipv4]);
+        assert_eq!(
+            missing("192.0.2.254:81,127.0.0.1:82,192.0.2.1 weight=0,fd00::1"),
+            []
+        );
+    }
+}

@@ -1,0 +1,138 @@
+//! What loads rules when the host boots, and from which files.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use crate::net::Family;
+
+/// The file of each family that is loaded at boot, below `root`.
+///
+/// # Errors
+/// When nothing would load any: what to install.
+pub fn files(root: &Path) -> Result<BTreeMap<Family, PathBuf>> {
+    let loaded = |family| Some((family, loaded(root, family)?));
+    let found: BTreeMap<_, _> = Family::BOTH.into_iter().filter_map(loaded).collect();
+    if found.is_empty() {
+        bail!(
+            "persist: nothing on this host would load rules at boot; install `iptables-persistent` (Debian, Ubuntu) or \
+             `iptables-services` (Fedora, RHEL), or name the file that is loaded"
+        );
+    }
+    Ok(found)
+}
+
+/// Debian and its kin run the plugins of netfilter-persistent; Fedora and its
+/// kin have services with scripts; Arch has units that name the file; Alpine
+/// and Gentoo name it in a configuration file of `OpenRC`.
+fn loaded(root: &Path, family: Family) -> Option<PathBuf> {
+    let (program, plugin, debian) = match family {
+        Family::Ipv4 => ("iptables", "15-ip4tables", "/etc/iptables/rules.v4"),
+        Family::Ipv6 => ("ip6tables", "25-ip6tables", "/etc/iptables/rules.v6"),
+    };
+    let at = |path: &str| root.join(path.trim_start_matches('/'));
+    if at("/usr/share/netfilter-persistent/plugins.d")
+        .join(plugin)
+        .exists()
+    {
+        return Some(debian.into());
+    }
+    let units = ["/etc", "/usr/lib", "/lib"]
+        .map(|parent| format!("{parent}/systemd/system/{program}.service"));
+    let unit = units
+        .iter()
+        .find_map(|unit| fs::read_to_string(at(unit)).ok());
+    if let Some(unit) = unit {
+        return from_unit(&unit, program);
+    }
+    let settings = fs::read_to_string(at(&format!("/etc/conf.d/{program}"))).ok()?;
+    let name = format!("{}_SAVE=", program.to_uppercase());
+    let value = settings
+        .lines()
+        .find_map(|line| line.trim().strip_prefix(&name))?;
+    absolute(value.trim_matches(['"', '\'']))
+}
+
+/// `ExecStart=/usr/bin/iptables-restore /etc/iptables/iptables.rules`, or
+/// `ExecStart=/usr/libexec/iptables/iptables.init start`
+fn from_unit(unit: &str, program: &str) -> Option<PathBuf> {
+    let start = unit
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("ExecStart="))?;
+    match start.contains(&format!("{program}.init")) {
+        true => Some(PathBuf::from("/etc/sysconfig").join(program)),
+        false => start
+            .contains(&format!("{program}-restore"))
+            .then(|| absolute(start.split_whitespace().last()?))?,
+    }
+}
+
+fn absolute(path: &str) -> Option<PathBuf> {
+    path.starts_with('/').then(|| path.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is found where these files are.
+    fn found(present: &[(&str, &str)]) -> Result<Vec<String>> {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in present {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let files = files(root.path())?;
+        let shown =
+            |(family, path): (&Family, &PathBuf)| format!("{} {}", family.as_str(), path.display());
+        Ok(files.iter().map(shown).collect())
+    }
+
+    #[test]
+    fn each_distribution_has_its_own_files() {
+        let plugins = "usr/share/netfilter-persistent/plugins.d";
+        assert_eq!(
+            found(&[
+                (&format!("{plugins}/15-ip4tables"), ""),
+                (&format!("{plugins}/25-ip6tables"), "")
+            ])
+            .unwrap(),
+            ["ipv4 /etc/iptables/rules.v4", "ipv6 /etc/iptables/rules.v6"]
+        );
+        let rhel = "[Service]\nExecStart=/usr/libexec/iptables/iptables.init start\n";
+        assert_eq!(
+            found(&[("usr/lib/systemd/system/iptables.service", rhel)]).unwrap(),
+            ["ipv4 /etc/sysconfig/iptables"]
+        );
+        let arch =
+            "[Service]\nExecStart=/usr/bin/ip6tables-restore /etc/iptables/ip6tables.rules\n";
+        assert_eq!(
+            found(&[("usr/lib/systemd/system/ip6tables.service", arch)]).unwrap(),
+            ["ipv6 /etc/iptables/ip6tables.rules"]
+        );
+        assert_eq!(
+            found(&[(
+                "etc/conf.d/iptables",
+                "# x\nIPTABLES_SAVE=\"/etc/iptables/rules-save\"\n"
+            )])
+            .unwrap(),
+            ["ipv4 /etc/iptables/rules-save"]
+        );
+    }
+
+    #[test]
+    fn where_nothing_loads_rules_it_says_what_to_install() {
+        let error = found(&[]).unwrap_err().to_string();
+        assert!(error.contains("install `iptables-persistent`"), "{error}");
+        assert!(
+            found(&[(
+                "usr/lib/systemd/system/iptables.service",
+                "[Service]\nExecStart=/bin/true\n"
+            )])
+            .is_err()
+        );
+    }
+}

@@ -1,0 +1,138 @@
+//! What the kernel's files say of this host.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::Path;
+
+use crate::besides::setting;
+use crate::guards::{Facts, Ssh};
+use crate::net::Family;
+
+/// Its addresses, the ssh connection we run over, and where loopback addresses
+/// are let in.
+pub fn facts() -> Facts {
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    Facts {
+        own: own_addresses(&text("/proc/net/fib_trie"), &text("/proc/net/if_inet6")),
+        ssh: ssh(),
+        route_localnet: route_localnet(),
+    }
+}
+
+/// Whether a family is forwarded; `None` where that cannot be read.
+pub fn forwarding(family: Family) -> Option<bool> {
+    let text = fs::read_to_string(sysctl(family)).ok()?;
+    Some(text.trim() != "0")
+}
+
+/// # Errors
+/// When the kernel's file cannot be written.
+pub fn set_forwarding(family: Family, on: bool) -> io::Result<()> {
+    fs::write(sysctl(family), if on { "1\n" } else { "0\n" })
+}
+
+fn sysctl(family: Family) -> String {
+    format!("/proc/sys/{}", setting(family).replace('.', "/"))
+}
+
+/// IPv4 from the routing table, where an address of this host is a leaf
+/// `|-- ADDRESS` over `/32 host LOCAL`; IPv6 from the list of addresses.
+fn own_addresses(fib_trie: &str, if_inet6: &str) -> Vec<IpAddr> {
+    let mut own = Vec::new();
+    let mut leaf = None;
+    for line in fib_trie.lines().map(str::trim) {
+        if let Some(address) = line.strip_prefix("|-- ") {
+            leaf = address.parse::<IpAddr>().ok();
+        } else if line == "/32 host LOCAL" {
+            own.extend(leaf.filter(|address| !own.contains(address)));
+        }
+    }
+    let addresses = if_inet6.lines().filter_map(|line| line.split(' ').next());
+    let parsed = addresses.filter_map(|digits| u128::from_str_radix(digits, 16).ok());
+    own.extend(parsed.map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))));
+    own.retain(|address| !address.is_loopback());
+    own
+}
+
+/// `SSH_CONNECTION` is `CLIENT PORT SERVER PORT`. Programs such as sudo take it
+/// away, so that of the processes that started us is looked at too.
+fn ssh() -> Option<Ssh> {
+    const GENERATIONS: usize = 32;
+    if let Ok(value) = std::env::var("SSH_CONNECTION") {
+        return connection(&value);
+    }
+    let mut process = std::os::unix::process::parent_id();
+    for _ in 0..GENERATIONS {
+        if process <= 1 {
+            return None;
+        }
+        let environment = fs::read(format!("/proc/{process}/environ")).unwrap_or_default();
+        let mut variables = environment.split(|byte| *byte == 0);
+        if let Some(value) = variables.find_map(|one| one.strip_prefix(b"SSH_CONNECTION=")) {
+            return connection(&String::from_utf8_lossy(value));
+        }
+        process = parent(process)?;
+    }
+    None
+}
+
+/// The fourth field of `/proc/PID/stat`; the second is in brackets, and may hold
+/// anything.
+fn parent(process: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').nth(1)?.parse().ok()
+}
+
+fn connection(value: &str) -> Option<Ssh> {
+    let mut words = value.split(' ');
+    Some(Ssh {
+        client: words.next()?.parse().ok()?,
+        server: words.nth(1)?.parse().ok()?,
+        port: words.next()?.parse().ok()?,
+    })
+}
+
+fn route_localnet() -> Vec<String> {
+    let directory = Path::new("/proc/sys/net/ipv4/conf");
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let is_on = |name: &String| {
+        let value = fs::read_to_string(directory.join(name).join("route_localnet"));
+        value.is_ok_and(|value| value.trim() == "1")
+    };
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name != "default")
+        .filter(is_on)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_addresses_are_the_local_leaves() {
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     +-- 10.8.0.0/24 2 0 2\n        \
+                    |-- 10.8.0.0\n           /24 link UNICAST\n        |-- 10.8.0.1\n           /32 host LOCAL\n        \
+                    |-- 10.8.0.255\n           /32 link BROADCAST\n     |-- 127.0.0.1\n        /32 host LOCAL\n\
+                    Local:\n        |-- 10.8.0.1\n           /32 host LOCAL\n";
+        let inet6 = "fd080000000000000000000000000001 02 40 00 80    front\n00000000000000000000000000000001 01 80 10 80       lo\n";
+        let own: Vec<String> = own_addresses(trie, inet6)
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(own, ["10.8.0.1", "fd08::1"]);
+    }
+
+    #[test]
+    fn the_ssh_connection_is_read_from_its_four_words() {
+        let ssh = connection("198.51.100.7 50022 192.0.2.254 2222").unwrap();
+        assert_eq!(
+            (ssh.client.to_string(), ssh.port),
+            ("198.51.100.7".to_owned(), 2222)
+        );
+        assert_eq!(connection("198.51.100.7 50022 192.0.2.254"), None);
+    }
+}

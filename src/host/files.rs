@@ -1,0 +1,87 @@
+//! Files: read whole, and replaced whole.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+/// The text of a file, if it is there.
+///
+/// # Errors
+/// When it is there and cannot be read.
+pub fn load(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read `{}`", path.display())),
+    }
+}
+
+/// Replaces a file so that at every moment it is the old one or the new one,
+/// also after a crash. Its owner and mode stay; a new one has mode 0640, as
+/// Debian's own has. `None` removes it.
+///
+/// # Errors
+/// When it cannot be written. The old one is still there then.
+pub fn store(path: &Path, text: Option<&[u8]>) -> Result<()> {
+    replace(path, text).with_context(|| format!("cannot write `{}`", path.display()))
+}
+
+fn replace(path: &Path, text: Option<&[u8]>) -> Result<()> {
+    const NEW: u32 = 0o640;
+    // What a symbolic link leads to is replaced, not the link.
+    let target = match path.canonicalize() {
+        Err(error) if error.kind() == ErrorKind::NotFound => path.to_owned(),
+        found => found?,
+    };
+    let Some(text) = text else {
+        return match fs::remove_file(&target) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        };
+    };
+    let Some(directory) = target.parent() else {
+        bail!("it is not in a directory");
+    };
+    let mut file = tempfile::Builder::new()
+        .prefix(".iptables_balance-")
+        .tempfile_in(directory)?;
+    file.write_all(text)?;
+    let mode = match fs::metadata(&target) {
+        Ok(old) => {
+            chown(file.path(), Some(old.uid()), Some(old.gid()))?;
+            old.mode() & 0o7777
+        }
+        Err(_) => NEW,
+    };
+    file.as_file()
+        .set_permissions(fs::Permissions::from_mode(mode))?;
+    file.as_file().sync_all()?;
+    file.persist(&target)?;
+    fs::File::open(directory)?.sync_all()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_replaced_keeps_its_mode_and_its_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+        fs::write(&real, "old").unwrap();
+        fs::set_permissions(&real, fs::Permissions::from_mode(0o604)).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        store(&link, Some(b"new")).unwrap();
+        assert_eq!(load(&real).unwrap().unwrap(), b"new");
+        assert_eq!(fs::metadata(&real).unwrap().mode() & 0o777, 0o604);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        store(&real, None).unwrap();
+        assert_eq!(load(&real).unwrap(), None);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert!(store(&directory.path().join("none/file"), Some(b"")).is_err());
+    }
+}

@@ -1,0 +1,182 @@
+//! What surrounds the chain: source addresses, forwarding, boot.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::coerce::{BadRequest, Place, as_boolean, choice, list, text};
+use super::wire::{Masquerade, Wire};
+use super::{given, json};
+use super::{optional_flag, traffic::interface, word};
+use crate::net::Family;
+use crate::request::WhenEmpty;
+
+/// What a balancer does besides choosing a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Also connections that this host makes itself.
+    pub local_traffic: bool,
+    /// Whose source addresses are rewritten, and how.
+    pub masquerade: Option<Masquerading>,
+    /// Whether balanced connections are accepted in filter's FORWARD.
+    pub forward: bool,
+    /// Whether the kernel is told to forward.
+    pub ip_forward: bool,
+    /// What new connections get where no backend has a weight.
+    pub when_empty: WhenEmpty,
+}
+
+/// A rewriting of source addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Masquerading {
+    /// Of all that leaves by `out_interface`, not of the balanced alone.
+    pub all: bool,
+    /// Only of what leaves by it.
+    pub out_interface: Option<String>,
+    /// To this address, one for each family in use; without any, to that of
+    /// the interface.
+    pub addresses: BTreeMap<Family, IpAddr>,
+}
+
+pub(super) fn gateway(wire: &Wire) -> Result<Gateway, BadRequest> {
+    Ok(Gateway {
+        local_traffic: optional_flag("local_traffic", &wire.local_traffic)?,
+        masquerade: masquerading(wire)?,
+        forward: optional_flag("forward", &wire.forward)?,
+        ip_forward: optional_flag("ip_forward", &wire.ip_forward)?,
+        when_empty: word("when_empty", &wire.when_empty, WhenEmpty::WORDS)?,
+    })
+}
+
+fn masquerading(wire: &Wire) -> Result<Option<Masquerading>, BadRequest> {
+    let scope = match given("masquerade", &wire.masquerade) {
+        None => Masquerade::No,
+        Some(place) => match as_boolean(&place.value) {
+            Some(true) => Masquerade::Balanced,
+            Some(false) => Masquerade::No,
+            None => choice(&place, Masquerade::WORDS)?,
+        },
+    };
+    let addresses = given("snat_address", &wire.snat_address)
+        .map(|place| snat_addresses(&place))
+        .transpose()?;
+    let out_interface = interface("out_interface", &wire.out_interface)?;
+    let needless = |path: &str, what: &str| {
+        Err(BadRequest::new(
+            path,
+            format!(
+                "{what} `masquerade`, which is `no`; say `masquerade: balanced`, or leave it out"
+            ),
+        ))
+    };
+    match scope {
+        Masquerade::No if addresses.is_some() => needless("snat_address", "is the address of"),
+        Masquerade::No if out_interface.is_some() => needless("out_interface", "restricts"),
+        Masquerade::No => Ok(None),
+        Masquerade::All if out_interface.is_none() => Err(BadRequest::new(
+            "out_interface",
+            "is missing; `masquerade: all` needs it",
+        )),
+        Masquerade::All | Masquerade::Balanced => Ok(Some(Masquerading {
+            all: scope == Masquerade::All,
+            out_interface,
+            addresses: addresses.unwrap_or_default(),
+        })),
+    }
+}
+
+fn snat_addresses(place: &Place) -> Result<BTreeMap<Family, IpAddr>, BadRequest> {
+    let mut found = BTreeMap::new();
+    for item in list(place)? {
+        let address: IpAddr = text(&item)?
+            .parse()
+            .map_err(|_| item.refuse("is not an IP address"))?;
+        if address.is_unspecified() || address.is_multicast() {
+            return Err(item.refuse("is no address that a connection can come from"));
+        }
+        if found.insert(Family::of(address), address).is_some() {
+            return Err(item.refuse("is the second address of its family; one for each is used"));
+        }
+    }
+    match found.is_empty() {
+        true => Err(place.bad("is empty; leave the attribute out instead")),
+        false => Ok(found),
+    }
+}
+
+/// Where the rules are kept for the next boot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Persist {
+    /// Nowhere.
+    #[default]
+    No,
+    /// In the files that the distribution loads.
+    Found,
+    /// In this file, of the one family in use.
+    Path(PathBuf),
+    /// In these files.
+    Paths(BTreeMap<Family, PathBuf>),
+}
+
+pub(super) fn persist(value: &Option<Value>) -> Result<Persist, BadRequest> {
+    let Some(place) = given("persist", value) else {
+        return Ok(Persist::No);
+    };
+    let object = match &place.value {
+        Value::Object(object) => Some(object.clone()),
+        Value::String(text) if text.trim_start().starts_with('{') => {
+            let parsed = json::parse(text.trim().as_bytes());
+            let value = parsed.map_err(|error| place.refuse(format!("is not JSON: {error}")))?;
+            value.as_object().cloned()
+        }
+        _ => None,
+    };
+    if let Some(paths) = object {
+        return persist_paths(&paths);
+    }
+    if let Some(flag) = as_boolean(&place.value) {
+        return Ok(if flag { Persist::Found } else { Persist::No });
+    }
+    let is_path = place.value.as_str().is_some_and(is_path);
+    match (is_path, &place.value) {
+        (true, Value::String(path)) => Ok(Persist::Path(path.into())),
+        _ => {
+            Err(place
+                .refuse("is neither a boolean, an absolute path, nor {ipv4: path, ipv6: path}"))
+        }
+    }
+}
+
+fn persist_paths(paths: &json::Object) -> Result<Persist, BadRequest> {
+    let mut found = BTreeMap::new();
+    for (name, path) in paths.iter().filter(|(_, path)| !path.is_null()) {
+        let place = Place::new(format!("persist.{}", name.escape_debug()), path.clone());
+        let family = Family::BOTH
+            .into_iter()
+            .find(|family| family.as_str() == name)
+            .ok_or_else(|| place.bad("is neither `ipv4` nor `ipv6`"))?;
+        let path = path.as_str().filter(|path| is_path(path));
+        let path = path.ok_or_else(|| place.refuse("is not an absolute path"))?;
+        if found
+            .values()
+            .any(|other: &PathBuf| other.as_os_str() == path)
+        {
+            return Err(place.refuse("is the file of the other family too; each needs its own"));
+        }
+        found.insert(family, path.into());
+    }
+    match found.is_empty() {
+        true => Ok(Persist::No),
+        false => Ok(Persist::Paths(found)),
+    }
+}
+
+/// Absolute, of a file, and on one line.
+fn is_path(text: &str) -> bool {
+    text.starts_with('/')
+        && !text.ends_with('/')
+        && !text.contains(char::is_control)
+        && !text.split('/').any(|part| part == "..")
+}
