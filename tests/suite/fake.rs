@@ -22,6 +22,8 @@ pub enum Fault {
     Lie,
     /// Does it, and says that it failed.
     Deny,
+    /// Does the first table, and fails at the second.
+    Half,
     /// Does it, and spoils another family's chain besides.
     Spoil,
 }
@@ -123,14 +125,18 @@ impl Host for Fake {
         if fault == Some(Fault::Lie) {
             return Ok(());
         }
-        let text = String::from_utf8(transaction.to_vec())?;
+        let mut text = String::from_utf8(transaction.to_vec())?;
+        if fault == Some(Fault::Half) {
+            let end = text.find("COMMIT\n").expect("a table") + "COMMIT\n".len();
+            text.truncate(end);
+        }
         self.model(family)
             .lock()
             .unwrap()
             .restore(&text)
             .map_err(|why| anyhow::anyhow!("{why}\n{text}"))?;
         match fault {
-            Some(Fault::Deny) => bail!("denied"),
+            Some(Fault::Deny | Fault::Half) => bail!("denied"),
             Some(Fault::Spoil) => {
                 let spoiled = "*nat\n:W - [0:0]\nCOMMIT\n";
                 self.model(family)

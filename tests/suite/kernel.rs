@@ -9,7 +9,7 @@ use crate::lab::{Namespace, PROGRAM, VARIANTS, restore_of_ipv6};
 use crate::model::Model;
 
 /// What others have, in every table that there is: Docker's way of writing,
-/// kube-proxy's, somebody's own, and things that look like ours.
+/// kube-proxy's, firewalld's, somebody's own, and things that look like ours.
 const OTHERS: &str = r#"*raw
 -A PREROUTING -d 203.0.113.7/32 -j NOTRACK
 COMMIT
@@ -22,11 +22,16 @@ COMMIT
 :DOCKER - [0:0]
 :KUBE-SVC-TCOU7JCQXEZGVUNU - [0:0]
 :CFENGINE2 - [0:0]
+:KUBE-POSTROUTING - [0:0]
 -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
 -A PREROUTING -m comment --comment "goes to -j CFENGINE, it's \"said\"" -j KUBE-SVC-TCOU7JCQXEZGVUNU
 -A PREROUTING -p tcp -m tcp --dport 5308 -j CFENGINE2
 -A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
 -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --set-xmark 0x4000/0x0
+-A KUBE-POSTROUTING -m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully
 -A DOCKER -i docker0 -j RETURN
 -A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80
 -A KUBE-SVC-TCOU7JCQXEZGVUNU -m comment --comment "default/web:http -> 10.1.0.4:80" -m statistic --mode random --probability 0.50000000000 -j RETURN
@@ -35,9 +40,24 @@ COMMIT
 *filter
 :INPUT DROP [0:0]
 :DOCKER-USER - [0:0]
+:DOCKER-FORWARD - [0:0]
+:FORWARD_IN_ZONES - [0:0]
+:FWDI_public - [0:0]
 -A INPUT -i lo -j ACCEPT
+-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
 -A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-FORWARD
+-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT
+-A FORWARD -i lo -j ACCEPT
+-A FORWARD -j FORWARD_IN_ZONES
+-A FORWARD -m conntrack --ctstate INVALID -j DROP
+-A FORWARD -j REJECT
 -A DOCKER-USER -j RETURN
+-A DOCKER-FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A DOCKER-FORWARD -i docker0 -j ACCEPT
+-A DOCKER-FORWARD ! -i docker0 -o docker0 -j DROP
+-A FORWARD_IN_ZONES -i eth0 -g FWDI_public
+-A FWDI_public -p icmp -j ACCEPT
 COMMIT
 "#;
 
@@ -80,6 +100,11 @@ fn states(variant: &str) -> Vec<Value> {
         json!({"destination_port": 5308, "layout": "tree", "backends": many(23, "10.9.1", "weight=1")}),
         json!({"destination_port": 5308, "mode": "random", "backends": many(40, "10.9.1", "weight=3") + "," + &many(9, "fd09:", "weight=2")}),
         json!({"destination_port": 5308, "layout": "tree", "backends": many(9, "10.9.1", "weight=3") + "," + &many(4, "10.9.2", "weight=7")}),
+        json!({"destination_port": "5308,6000:6010", "masquerade": true, "out_interface": "eth1", "snat_address": ["192.0.2.9", "fd00::9"], "forward": true,
+            "local_traffic": true, "source": "192.0.2.0/24,fd00::/64", "backends": many(3, "10.9.1", "weight=2") + ",fd09::1"}),
+        json!({"destination_port": 5308, "protocol": "udp", "masquerade": "all", "out_interface": "eth+", "destination": "198.51.100.1",
+            "backends": "10.9.0.1 weight=0", "local_traffic": true, "jump": "insert", "forward": true}),
+        json!({"destination_port": 5308, "when_empty": "drop", "destination": "local", "backends": []}),
         json!({"state": "absent"}),
     ];
     let named = |mut state: Value| {
@@ -105,7 +130,7 @@ fn ours(dump: &str) -> (Vec<String>, Vec<String>) {
                 .map_or(line, |(_, rule)| rule)
                 .to_owned()
         })
-        .partition(|line| !line.contains("-A PREROUTING"));
+        .partition(|line| line.starts_with(':') || line.starts_with("-A CFENGINE"));
     leads.sort_unstable();
     (chain, leads)
 }

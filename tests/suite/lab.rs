@@ -43,6 +43,8 @@ impl Namespace {
         };
         namespace.run(&["ip", "link", "set", "lo", "up"]);
         namespace.forward(true);
+        // No waiting for somebody else to have an address of ours.
+        namespace.run(&["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"]);
         namespace
     }
 
@@ -217,6 +219,8 @@ impl Lab {
             servers: Namespace::new("s"),
         };
         let (client, gateway, servers) = (&lab.client, &lab.gateway, &lab.servers);
+        client.forward(false);
+        servers.forward(false);
         link(client, "wan", gateway, "front");
         link(servers, "lan", gateway, "back");
         for (namespace, device, addresses) in [

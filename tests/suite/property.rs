@@ -249,7 +249,7 @@ proptest! {
     /// Each restore in turn refused, not done, done but denied, and spoiled.
     #[test]
     fn what_fails_is_undone(first in requests(), second in requests(), clutter in clutter(), at in 0..2_usize,
-                            fault in prop::sample::select(vec![Fault::Refuse, Fault::Lie, Fault::Deny, Fault::Spoil]),
+                            fault in prop::sample::select(vec![Fault::Refuse, Fault::Lie, Fault::Deny, Fault::Half, Fault::Spoil]),
                             broken in prop::option::of(prop::sample::select(vec!["forwarding", "store", "connections"])),
                             forwarding_off in any::<bool>()) {
         let mut host = Fake::new(cluttered(false, &clutter), cluttered(true, &clutter));

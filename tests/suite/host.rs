@@ -1,0 +1,409 @@
+//! What a host has besides its rules: files that are loaded at boot, names,
+//! and what would do harm there.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use crate::lab::{Lab, Namespace, PROGRAM, VARIANTS, sh, shown};
+
+/// A host whose `/etc` is a copy: what is written there stays in the copy.
+struct Private {
+    namespace: Namespace,
+    etc: PathBuf,
+}
+
+impl Private {
+    fn new() -> Self {
+        let namespace = Namespace::new("h");
+        let etc = namespace.scratch().join("etc");
+        sh(&["cp", "-a", "/etc", etc.to_str().unwrap()]);
+        fs::create_dir_all(etc.join("systemd/system")).unwrap();
+        fs::create_dir_all(etc.join("iptables")).unwrap();
+        fs::create_dir_all(etc.join("sysctl.d")).unwrap();
+        Self { namespace, etc }
+    }
+
+    /// Units in Arch's manner, which load these files.
+    fn with_units(self) -> Self {
+        for program in ["iptables", "ip6tables"] {
+            let unit = format!(
+                "[Service]\nExecStart=/usr/sbin/{program}-restore /etc/iptables/{program}.rules\n"
+            );
+            let path = format!("systemd/system/{program}.service");
+            fs::write(self.etc.join(path), unit).unwrap();
+        }
+        self
+    }
+
+    fn ask(&self, request: &Value) -> Value {
+        let script = format!("mount --bind {} /etc && exec {PROGRAM}", self.etc.display());
+        let output = self.namespace.feed(
+            &["unshare", "--mount", "sh", "-c", &script],
+            &request.to_string(),
+        );
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", shown(&output)))
+    }
+
+    fn apply(&self, request: &Value) -> Value {
+        let result = self.ask(request);
+        assert_eq!(result["failed"], json!(false), "{result}");
+        result
+    }
+
+    fn file(&self, path: &str) -> Option<String> {
+        fs::read_to_string(self.etc.join(path)).ok()
+    }
+}
+
+fn written(result: &Value) -> Vec<&str> {
+    let changes = result["changes"].as_array().unwrap().iter();
+    let files = changes.filter(|change| change["action"] == "write_file");
+    files
+        .map(|change| change["rule"].as_str().unwrap())
+        .collect()
+}
+
+/// A reboot: every table is empty, and what was saved is loaded.
+fn reboot(gateway: &Namespace, variant: &str, files: [&PathBuf; 2]) {
+    let programs = ["iptables", "ip6tables"].map(|program| format!("{program}-{variant}-restore"));
+    let load = |program: &str, text: &str| {
+        let loaded = gateway.feed(&[program], text);
+        assert!(loaded.status.success(), "{}", shown(&loaded));
+    };
+    for program in &programs {
+        load(program, "*nat\nCOMMIT\n*filter\nCOMMIT\n");
+    }
+    assert!(!gateway.dump(variant).contains(":W"));
+    for (program, file) in programs.iter().zip(files) {
+        load(program, &fs::read_to_string(file).unwrap());
+    }
+}
+
+#[test]
+fn what_is_saved_is_there_after_a_reboot() {
+    for variant in VARIANTS {
+        let mut lab = Lab::new();
+        lab.servers.serve(
+            "tcp",
+            &[
+                "10.9.0.1:5308",
+                "10.9.0.2:5308",
+                "[fd09::1]:5308",
+                "[fd09::2]:5308",
+            ],
+        );
+        let gateway = &lab.gateway;
+        let [ipv4, ipv6] = ["ipv4", "ipv6"].map(|name| gateway.scratch().join(name));
+        let request = json!({
+            "name": "W", "variant": variant, "destination_port": 5308, "masquerade": true, "forward": true,
+            "backends": "10.9.0.1,10.9.0.2,[fd09::1],[fd09::2]", "persist": {"ipv4": &ipv4, "ipv6": &ipv6},
+        });
+        let done = gateway.apply(&request);
+        assert_eq!(
+            written(&done),
+            [ipv4.to_str().unwrap(), ipv6.to_str().unwrap()]
+        );
+        assert_eq!(gateway.apply(&request)["changed"], json!(false));
+        reboot(gateway, variant, [&ipv4, &ipv6]);
+        let again = gateway.apply(&request);
+        assert_eq!(again["changed"], json!(false), "{variant} {again}");
+        assert_eq!(
+            lab.client.connect("tcp", "10.8.0.1:5308", 2),
+            ["10.9.0.1", "10.9.0.2"]
+        );
+        assert_eq!(
+            lab.client.connect("tcp", "[fd08::1]:5308", 2),
+            ["fd09::1", "fd09::2"]
+        );
+    }
+}
+
+#[test]
+fn of_a_saved_file_only_our_lines_change() {
+    let gateway = Namespace::new("g");
+    let file = gateway.scratch().join("rules");
+    let theirs = "# typed by hand, with  blanks\n*filter\n:INPUT DROP [5:300]\n[1:60] -A INPUT -i lo -j ACCEPT\nCOMMIT\n\n\
+                  *nat\n:PREROUTING ACCEPT [0:0]\n:MINE - [0:0]\n[3:180] -A PREROUTING -p tcp --dport 80 -j MINE\nCOMMIT\n# the end\n";
+    fs::write(&file, theirs).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o604)).unwrap();
+    chown(&file, Some(65534), Some(65534)).unwrap();
+    let request = |last: u8| {
+        json!({"name": "W", "destination_port": 5308, "persist": &file, "forward": last == 3,
+        "backends": (1..=last).map(|n| format!("10.9.0.{n}")).collect::<Vec<_>>()})
+    };
+    for last in [2, 3, 1] {
+        let done = gateway.apply(&request(last));
+        assert_eq!(written(&done), [file.to_str().unwrap()]);
+        assert_eq!(gateway.apply(&request(last))["changed"], json!(false));
+        let text = fs::read_to_string(&file).unwrap();
+        let others: Vec<&str> = text.lines().filter(|line| !line.contains('W')).collect();
+        assert_eq!(others, theirs.lines().collect::<Vec<_>>());
+        assert_eq!(text.matches("[0:0] -A W -p tcp").count(), usize::from(last));
+    }
+    // Running rules that are right do not hide a file that is not.
+    fs::write(&file, theirs).unwrap();
+    let mended = gateway.apply(&request(1));
+    assert_eq!(mended["changes"].as_array().unwrap().len(), 1);
+    assert!(mended["msg"].as_str().unwrap().contains("was updated"));
+
+    let absent = json!({"name": "W", "state": "absent", "persist": &file});
+    assert_eq!(written(&gateway.apply(&absent)), [file.to_str().unwrap()]);
+    assert_eq!(gateway.apply(&absent)["changed"], json!(false));
+    assert_eq!(fs::read_to_string(&file).unwrap(), theirs);
+    let meta = fs::metadata(&file).unwrap();
+    assert_eq!(
+        (meta.mode() & 0o7777, meta.uid(), meta.gid()),
+        (0o604, 65534, 65534)
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_or_written_changes_nothing() {
+    for variant in VARIANTS {
+        let gateway = Namespace::new("g");
+        let mut request = json!({
+            "name": "W", "variant": variant, "destination_port": 80, "backends": "10.9.0.1", "ip_forward": true,
+        });
+        gateway.apply(&request);
+        gateway.forward(false);
+        let before = gateway.dump(variant);
+        request["backends"] = json!("10.9.0.2");
+        request["persist"] = json!(gateway.scratch().join("none/rules"));
+        let failed = gateway.ask(&request);
+        let message = failed["msg"].as_str().unwrap();
+        assert!(message.contains("cannot write"), "{message}");
+        assert!(message.ends_with("; the host is as before"), "{message}");
+        assert_eq!(
+            (&failed["changed"], &failed["changes"]),
+            (&json!(false), &json!([]))
+        );
+        assert_eq!(gateway.dump(variant), before);
+        assert_eq!(
+            gateway.run(&["cat", "/proc/sys/net/ipv4/ip_forward"]),
+            "0\n"
+        );
+        assert_eq!(
+            fs::read_dir("/etc/sysctl.d").map_or(0, |all| all
+                .flatten()
+                .filter(|one| one
+                    .file_name()
+                    .to_string_lossy()
+                    .contains("iptables_balance"))
+                .count()),
+            0
+        );
+
+        let odd = gateway.scratch().join("odd");
+        fs::write(&odd, "*nat\n-N W\nCOMMIT\n").unwrap();
+        request["persist"] = json!(odd);
+        let failed = gateway.ask(&request);
+        let message = failed["msg"].as_str().unwrap();
+        assert!(
+            message.contains("persist: cannot read the rules in"),
+            "{message}"
+        );
+        assert!(
+            message.contains("line 2 of the dump is not iptables-save's"),
+            "{message}"
+        );
+        assert_eq!(gateway.dump(variant), before);
+    }
+}
+
+#[test]
+fn persist_true_finds_what_is_loaded_at_boot() {
+    let host = Private::new();
+    let request = json!({
+        "name": "W", "destination_port": 80, "backends": "10.9.0.1,[fd09::1]", "persist": true, "ip_forward": true,
+    });
+    let failed = host.ask(&request);
+    let message = failed["msg"].as_str().unwrap();
+    assert!(
+        message.contains("install `iptables-persistent` (Debian"),
+        "{message}"
+    );
+    assert!(message.ends_with("nothing was changed"), "{message}");
+    assert!(!host.namespace.dump("nft").contains('W'));
+
+    let host = host.with_units();
+    let done = host.apply(&request);
+    assert_eq!(
+        written(&done),
+        [
+            "/etc/iptables/ip6tables.rules",
+            "/etc/iptables/iptables.rules",
+            "/etc/sysctl.d/zz-iptables_balance.conf"
+        ]
+    );
+    assert_eq!(host.apply(&request)["changed"], json!(false));
+    assert!(
+        host.file("iptables/iptables.rules")
+            .unwrap()
+            .contains("--to-destination 10.9.0.1")
+    );
+    assert!(
+        host.file("iptables/ip6tables.rules")
+            .unwrap()
+            .contains("--to-destination fd09::1")
+    );
+    let settings = host.file("sysctl.d/zz-iptables_balance.conf").unwrap();
+    assert!(
+        settings.ends_with("\nnet.ipv4.ip_forward = 1\nnet.ipv6.conf.all.forwarding = 1\n"),
+        "{settings}"
+    );
+
+    let mut other = request.clone();
+    other["variant"] = json!("legacy");
+    let message = host.ask(&other)["msg"].as_str().unwrap().to_owned();
+    assert!(
+        message.contains("which is nft here, but `variant` is legacy"),
+        "{message}"
+    );
+
+    let absent = json!({"name": "W", "state": "absent", "persist": true});
+    assert_eq!(written(&host.apply(&absent)).len(), 2);
+    assert_eq!(
+        host.file("iptables/iptables.rules").unwrap(),
+        "*nat\nCOMMIT\n"
+    );
+    assert_eq!(
+        host.file("sysctl.d/zz-iptables_balance.conf").unwrap(),
+        settings
+    );
+}
+
+#[test]
+fn names_are_resolved_at_each_run() {
+    let host = Private::new();
+    let hosts = |text: &str| fs::write(host.etc.join("hosts"), text).unwrap();
+    fs::write(host.etc.join("nsswitch.conf"), "hosts: files\n").unwrap();
+    let request = json!({
+        "name": "W", "destination_port": 80, "backends": [{"address": "hubs.test", "weight": 4}, "hub.test:81"],
+    });
+    let shares = |result: &Value| -> Vec<String> {
+        let shares = result["distribution"].as_array().unwrap().iter();
+        let shown = |one: &Value| {
+            format!(
+                "{} {} {}",
+                one["address"].as_str().unwrap(),
+                one["weight"],
+                one["share"]
+            )
+        };
+        shares.map(shown).collect()
+    };
+    hosts("10.9.0.2 hubs.test\n10.9.0.1 hubs.test\n10.9.0.3 hub.test\nfd09::1 hubs.test\n");
+    let done = host.apply(&request);
+    assert_eq!(
+        shares(&done),
+        [
+            "10.9.0.1 2 0.4",
+            "10.9.0.2 2 0.4",
+            "10.9.0.3 1 0.2",
+            "fd09::1 4 1.0"
+        ]
+    );
+    assert_eq!(host.apply(&request)["changed"], json!(false));
+
+    hosts("10.9.0.4 hubs.test\n10.9.0.3 hub.test\n");
+    let moved = host.apply(&request);
+    assert_eq!(shares(&moved), ["10.9.0.4 4 0.8", "10.9.0.3 1 0.2"]);
+    let before = host.namespace.dump("nft");
+
+    hosts("10.9.0.3 hub.test\n");
+    let failed = host.ask(&request);
+    let message = failed["msg"].as_str().unwrap();
+    assert!(
+        message.starts_with("backends[0].address: `hubs.test` does not resolve: "),
+        "{message}"
+    );
+    assert!(message.ends_with("; nothing was changed"), "{message}");
+    assert_eq!(failed["failed"], json!(true));
+    assert_eq!(host.namespace.dump("nft"), before);
+}
+
+#[test]
+fn what_would_do_harm_is_refused_or_warned_of() {
+    let lab = Lab::new();
+    let gateway = &lab.gateway;
+    let ask = |more: &Value, environment: &str| -> Value {
+        let mut request = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
+        request
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        // As under sudo: the variable is not ours, but that of who started us.
+        let script = format!("env -u SSH_CONNECTION {PROGRAM}; exit $?");
+        let output = gateway.feed(
+            &["env", environment, "sh", "-c", &script],
+            &request.to_string(),
+        );
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let ssh = "SSH_CONNECTION=10.8.0.2 40000 10.8.0.1 22";
+    let before = gateway.dump("nft");
+    for (more, why) in [
+        (
+            json!({"destination_port": 22}),
+            "destination_port: takes port 22 too, over which 10.8.0.2 is connected",
+        ),
+        (
+            json!({"backends": "10.8.0.1"}),
+            "backends: `10.8.0.1` is the balanced address itself",
+        ),
+        (
+            json!({"backends": "[fd08::1]:80"}),
+            "backends: `[fd08::1]:80` is the balanced address itself",
+        ),
+        (
+            json!({"backends": "127.0.0.1:8080"}),
+            "sysctl net.ipv4.conf.all.route_localnet=1",
+        ),
+    ] {
+        let refused = ask(&more, ssh);
+        assert_eq!(refused["failed"], json!(true), "{refused}");
+        assert!(refused["msg"].as_str().unwrap().contains(why), "{refused}");
+        let mut check = more.clone();
+        check["check"] = json!(true);
+        assert_eq!(ask(&check, ssh)["msg"], refused["msg"]);
+    }
+    assert_eq!(gateway.dump("nft"), before);
+    let warned = ask(
+        &json!({"destination_port": 22, "destination": "10.8.0.1"}),
+        ssh,
+    );
+    assert_eq!(warned["failed"], json!(false), "{warned}");
+    assert!(
+        warned["warnings"][0]
+            .as_str()
+            .unwrap()
+            .contains("new connections of that kind go to the backends")
+    );
+    gateway.run(&["sysctl", "-qw", "net.ipv4.conf.front.route_localnet=1"]);
+    assert_eq!(
+        ask(&json!({"backends": "127.0.0.1:8080"}), "A=1")["failed"],
+        json!(false)
+    );
+}
+
+#[test]
+fn a_jump_from_elsewhere_is_removed_with_a_warning() {
+    for variant in VARIANTS {
+        let gateway = Namespace::new("g");
+        let request = json!({"name": "W", "variant": variant, "destination_port": 80, "backends": "10.9.0.1"});
+        gateway.apply(&request);
+        let by_hand = "*nat\n:MINE - [0:0]\n-A MINE -p tcp -m tcp --dport 81 -j W\nCOMMIT\n";
+        gateway.restore(&format!("iptables-{variant}-restore"), by_hand);
+        let done = gateway.apply(&request);
+        let warnings = done["warnings"].to_string();
+        assert!(
+            warnings
+                .contains("`-A MINE -p tcp -m tcp --dport 81 -j W` in IPv4 table `nat` leads into"),
+            "{warnings}"
+        );
+        assert_eq!(gateway.apply(&request)["warnings"], json!([]));
+    }
+}
