@@ -28,7 +28,7 @@ pub(crate) struct Wire {
 
     /// The servers: each an object, or a string `HOST[:PORT] [weight=N]` (IPv6: `[fd00::1]:5308`).
     /// IPv4 and IPv6 may be mixed; each family's connections go to its own backends.
-    /// Required unless state is absent.
+    /// An empty list is an empty pool, see `when_empty`. Required unless state is absent.
     #[schemars(with = "Option<Vec<BackendForm>>")]
     pub backends: Option<Value>,
 
@@ -61,7 +61,7 @@ pub(crate) struct Wire {
     #[schemars(with = "Option<Jump>", extend("default" = "append"))]
     pub jump: Option<Value>,
 
-    /// Also connections that this host makes itself (OUTPUT).
+    /// Also connections that this host makes itself (OUTPUT), but not those to loopback addresses unless `destination` names them.
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub local_traffic: Option<Value>,
 
@@ -78,19 +78,22 @@ pub(crate) struct Wire {
     #[schemars(with = "Option<String>")]
     pub out_interface: Option<Value>,
 
-    /// Accept the balanced connections, both directions, in filter's FORWARD.
+    /// Accept the balanced connections, both directions, in filter's FORWARD, before any rule there that drops or rejects.
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub forward: Option<Value>,
 
-    /// Switch on forwarding for the families in use. When false and it is off: a warning.
+    /// Switch on forwarding for the families in use, with `persist` after a reboot too; `absent` leaves it on.
+    /// When false and it is off: a warning.
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub ip_forward: Option<Value>,
 
-    /// What new connections get when no backend has a weight.
+    /// What new connections get when no backend has a weight: a refusal at once (a TCP reset; ICMP for the other protocols),
+    /// no answer, or what they would get without a balancer.
     #[schemars(with = "Option<WhenEmpty>", extend("default" = "reject"))]
     pub when_empty: Option<Value>,
 
-    /// Whether connections to a backend that went away are ended.
+    /// Whether connections to a backend that went away are ended, in the kernel's record of connections:
+    /// UDP's alone, so that clients move on at once, every protocol's, or none.
     #[schemars(with = "Option<Disconnect>", extend("default" = "udp"))]
     pub disconnect: Option<Value>,
 
@@ -112,7 +115,8 @@ pub(crate) struct Wire {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BackendWire {
-    /// IPv4, IPv6 or a hostname.
+    /// IPv4, IPv6 or a hostname. A hostname stands for all its addresses of the families in use, found anew at each run;
+    /// they share its weight.
     #[schemars(with = "String")]
     pub address: Option<Value>,
 
@@ -246,7 +250,8 @@ words!(
     }
 );
 words!(
-    /// What new connections get when no backend has a weight.
+    /// What new connections get when no backend has a weight: a refusal at once (a TCP reset; ICMP for the other protocols),
+    /// no answer, or what they would get without a balancer.
     WhenEmpty {
         /// Refused at once.
         #[default]

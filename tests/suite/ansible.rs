@@ -152,6 +152,46 @@ fn the_examples_do_what_they_say_and_then_nothing() {
     }
 }
 
+/// From a gateway that lets nothing through to one that balances.
+#[test]
+fn the_gateway_in_one_task() {
+    for release in releases() {
+        let mut lab = Lab::new();
+        let servers = (1..=4).map(|n| format!("10.9.0.{n}:5308"));
+        let servers: Vec<String> = servers.collect();
+        let mut arguments = vec!["--peer"];
+        arguments.extend(servers.iter().map(String::as_str));
+        lab.servers.serve("tcp", &arguments);
+        lab.gateway = lab.gateway.with_etc_of_its_own();
+        let gateway = &lab.gateway;
+        gateway.add_units();
+        gateway.forward(false);
+        gateway.restore("iptables-restore", "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n");
+        let etc = gateway.etc.as_ref().unwrap();
+        let rules = etc.join("iptables/iptables.rules");
+        let play = |more: &[&str]| play_example(gateway, &release, "gateway.yml", more);
+        let foretold = play(&["--check", "--diff"]);
+        assert_eq!(foretold.recap("changed"), 1, "{}", foretold.text);
+        assert!(
+            foretold.text.contains("+net.ipv4.ip_forward = 1"),
+            "{}",
+            foretold.text
+        );
+        assert!(!rules.exists());
+        assert_eq!(play(&[]).recap("changed"), 1);
+        assert_eq!(play(&[]).recap("changed"), 0);
+        assert!(
+            fs::read_to_string(&rules)
+                .unwrap()
+                .contains("-j MASQUERADE")
+        );
+        assert!(etc.join("sysctl.d/zz-iptables_balance.conf").exists());
+        let expected = (1..=4).map(|n| format!("10.9.0.{n} from 10.9.0.254"));
+        let expected: Vec<String> = expected.collect();
+        assert_eq!(lab.client.connect("tcp", "10.8.0.1:5308", 4), expected);
+    }
+}
+
 #[test]
 fn loops_registered_results_and_strings_for_everything() {
     for (release, variant) in releases().iter().zip(VARIANTS) {

@@ -326,13 +326,24 @@ fn the_examples_do_what_they_say_and_balance_real_connections() {
         agent(gateway, &example(gateway, "weights.cf"), &["-KI"]),
         [""; 0]
     );
-    let gone = agent(gateway, &example(gateway, "absent.cf"), &["-KI"]);
-    assert!(gone[0].starts_with("warning: IPv4 forwarding was left on"));
-    assert!(
-        gone[1..]
-            .iter()
-            .all(|line| line.starts_with("info: Deleted"))
+    gateway.forward(false);
+    let dry = agent(gateway, &example(gateway, "gateway.cf"), &["-KIn"]);
+    let expected = "warning: Should set 'net.ipv4.ip_forward = 1', which was 'net.ipv4.ip_forward = 0', but only warning promised";
+    assert!(dry.contains(&expected.to_owned()), "{dry:?}");
+    let done = agent(gateway, &example(gateway, "gateway.cf"), &["-KI"]);
+    let expected = "info: Set 'net.ipv4.ip_forward = 1', which was 'net.ipv4.ip_forward = 0'";
+    assert_eq!(done.last().map(String::as_str), Some(expected), "{done:?}");
+    assert_eq!(
+        agent(gateway, &example(gateway, "gateway.cf"), &["-KI"]),
+        [""; 0]
     );
+    gateway.forward(true);
+    let gone = agent(gateway, &example(gateway, "absent.cf"), &["-KI"]);
+    let (told, deleted): (Vec<_>, Vec<_>) = gone
+        .iter()
+        .partition(|line| line.contains("forwarding was left on"));
+    assert_eq!(told.len(), 2, "{gone:?}");
+    assert!(deleted.iter().all(|line| line.starts_with("info: Deleted")));
     assert_eq!(
         agent(gateway, &example(gateway, "absent.cf"), &["-KI"]),
         [""; 0]

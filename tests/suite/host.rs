@@ -7,55 +7,10 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, Namespace, PROGRAM, VARIANTS, sh, shown};
+use crate::lab::{Lab, Namespace, PROGRAM, VARIANTS, shown};
 
-/// A host whose `/etc` is a copy: what is written there stays in the copy.
-struct Private {
-    namespace: Namespace,
-    etc: PathBuf,
-}
-
-impl Private {
-    fn new() -> Self {
-        let namespace = Namespace::new("h");
-        let etc = namespace.scratch().join("etc");
-        sh(&["cp", "-a", "/etc", etc.to_str().unwrap()]);
-        fs::create_dir_all(etc.join("systemd/system")).unwrap();
-        fs::create_dir_all(etc.join("iptables")).unwrap();
-        fs::create_dir_all(etc.join("sysctl.d")).unwrap();
-        Self { namespace, etc }
-    }
-
-    /// Units in Arch's manner, which load these files.
-    fn with_units(self) -> Self {
-        for program in ["iptables", "ip6tables"] {
-            let unit = format!(
-                "[Service]\nExecStart=/usr/sbin/{program}-restore /etc/iptables/{program}.rules\n"
-            );
-            let path = format!("systemd/system/{program}.service");
-            fs::write(self.etc.join(path), unit).unwrap();
-        }
-        self
-    }
-
-    fn ask(&self, request: &Value) -> Value {
-        let script = format!("mount --bind {} /etc && exec {PROGRAM}", self.etc.display());
-        let output = self.namespace.feed(
-            &["unshare", "--mount", "sh", "-c", &script],
-            &request.to_string(),
-        );
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", shown(&output)))
-    }
-
-    fn apply(&self, request: &Value) -> Value {
-        let result = self.ask(request);
-        assert_eq!(result["failed"], json!(false), "{result}");
-        result
-    }
-
-    fn file(&self, path: &str) -> Option<String> {
-        fs::read_to_string(self.etc.join(path)).ok()
-    }
+fn file(host: &Namespace, path: &str) -> Option<String> {
+    fs::read_to_string(host.etc.as_ref().unwrap().join(path)).ok()
 }
 
 fn written(result: &Value) -> Vec<&str> {
@@ -215,7 +170,7 @@ fn a_file_that_cannot_be_read_or_written_changes_nothing() {
 
 #[test]
 fn persist_true_finds_what_is_loaded_at_boot() {
-    let host = Private::new();
+    let host = Namespace::new("h").with_etc_of_its_own();
     let request = json!({
         "name": "W", "destination_port": 80, "backends": "10.9.0.1,[fd09::1]", "persist": true, "ip_forward": true,
     });
@@ -226,9 +181,10 @@ fn persist_true_finds_what_is_loaded_at_boot() {
         "{message}"
     );
     assert!(message.ends_with("nothing was changed"), "{message}");
-    assert!(!host.namespace.dump("nft").contains('W'));
+    assert!(!host.dump("nft").contains('W'));
 
-    let host = host.with_units();
+    host.add_units();
+    host.forward(false);
     let done = host.apply(&request);
     assert_eq!(
         written(&done),
@@ -240,16 +196,16 @@ fn persist_true_finds_what_is_loaded_at_boot() {
     );
     assert_eq!(host.apply(&request)["changed"], json!(false));
     assert!(
-        host.file("iptables/iptables.rules")
+        file(&host, "iptables/iptables.rules")
             .unwrap()
             .contains("--to-destination 10.9.0.1")
     );
     assert!(
-        host.file("iptables/ip6tables.rules")
+        file(&host, "iptables/ip6tables.rules")
             .unwrap()
             .contains("--to-destination fd09::1")
     );
-    let settings = host.file("sysctl.d/zz-iptables_balance.conf").unwrap();
+    let settings = file(&host, "sysctl.d/zz-iptables_balance.conf").unwrap();
     assert!(
         settings.ends_with("\nnet.ipv4.ip_forward = 1\nnet.ipv6.conf.all.forwarding = 1\n"),
         "{settings}"
@@ -266,20 +222,21 @@ fn persist_true_finds_what_is_loaded_at_boot() {
     let absent = json!({"name": "W", "state": "absent", "persist": true});
     assert_eq!(written(&host.apply(&absent)).len(), 2);
     assert_eq!(
-        host.file("iptables/iptables.rules").unwrap(),
+        file(&host, "iptables/iptables.rules").unwrap(),
         "*nat\nCOMMIT\n"
     );
     assert_eq!(
-        host.file("sysctl.d/zz-iptables_balance.conf").unwrap(),
+        file(&host, "sysctl.d/zz-iptables_balance.conf").unwrap(),
         settings
     );
 }
 
 #[test]
 fn names_are_resolved_at_each_run() {
-    let host = Private::new();
-    let hosts = |text: &str| fs::write(host.etc.join("hosts"), text).unwrap();
-    fs::write(host.etc.join("nsswitch.conf"), "hosts: files\n").unwrap();
+    let host = Namespace::new("h").with_etc_of_its_own();
+    let etc = host.etc.clone().unwrap();
+    let hosts = |text: &str| fs::write(etc.join("hosts"), text).unwrap();
+    fs::write(etc.join("nsswitch.conf"), "hosts: files\n").unwrap();
     let request = json!({
         "name": "W", "destination_port": 80, "backends": [{"address": "hubs.test", "weight": 4}, "hub.test:81"],
     });
@@ -311,7 +268,7 @@ fn names_are_resolved_at_each_run() {
     hosts("10.9.0.4 hubs.test\n10.9.0.3 hub.test\n");
     let moved = host.apply(&request);
     assert_eq!(shares(&moved), ["10.9.0.4 4 0.8", "10.9.0.3 1 0.2"]);
-    let before = host.namespace.dump("nft");
+    let before = host.dump("nft");
 
     hosts("10.9.0.3 hub.test\n");
     let failed = host.ask(&request);
@@ -322,7 +279,7 @@ fn names_are_resolved_at_each_run() {
     );
     assert!(message.ends_with("; nothing was changed"), "{message}");
     assert_eq!(failed["failed"], json!(true));
-    assert_eq!(host.namespace.dump("nft"), before);
+    assert_eq!(host.dump("nft"), before);
 }
 
 #[test]

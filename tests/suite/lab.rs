@@ -4,7 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -29,6 +29,8 @@ pub struct Namespace {
     pub name: String,
     servers: Vec<Child>,
     scratch: tempfile::TempDir,
+    /// What stands in for `/etc` in here.
+    pub etc: Option<PathBuf>,
 }
 
 impl Namespace {
@@ -40,12 +42,38 @@ impl Namespace {
             name,
             servers: Vec::new(),
             scratch,
+            etc: None,
         };
         namespace.run(&["ip", "link", "set", "lo", "up"]);
         namespace.forward(true);
         // No waiting for somebody else to have an address of ours.
         namespace.run(&["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"]);
         namespace
+    }
+
+    /// Gives it a copy of `/etc`: what is written there stays in the copy. Of
+    /// what loads rules at boot it has none.
+    pub fn with_etc_of_its_own(mut self) -> Self {
+        let etc = self.scratch().join("etc");
+        // Without root some files cannot be read; they are not needed.
+        let mut copy = Command::new("cp");
+        copy.args(["-a", "/etc"]).arg(&etc).stderr(Stdio::null());
+        copy.status().expect("cp starts");
+        for directory in ["systemd/system", "iptables", "sysctl.d"] {
+            fs::create_dir_all(etc.join(directory)).expect("a directory");
+        }
+        self.etc = Some(etc);
+        self
+    }
+
+    /// Units in Arch's manner, which load rules at boot.
+    pub fn add_units(&self) {
+        let etc = self.etc.as_ref().expect("an /etc of its own");
+        for program in ["iptables", "ip6tables"] {
+            let load = format!("/usr/sbin/{program}-restore /etc/iptables/{program}.rules");
+            let unit = etc.join(format!("systemd/system/{program}.service"));
+            fs::write(unit, format!("[Service]\nExecStart={load}\n")).expect("a unit");
+        }
     }
 
     /// Switches forwarding of both families.
@@ -62,8 +90,14 @@ impl Namespace {
 
     /// A command in here, with an xtables lock of its own.
     pub fn command(&self, arguments: &[&str]) -> Command {
+        const BIND: &str = "mount --bind \"$0\" /etc && exec \"$@\"";
         let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.name]).args(arguments);
+        command.args(["netns", "exec", &self.name]);
+        if let Some(etc) = &self.etc {
+            command.args(["unshare", "--mount", "sh", "-c", BIND]);
+            command.arg(etc);
+        }
+        command.args(arguments);
         command.env("XTABLES_LOCKFILE", self.scratch().join("xtables.lock"));
         command.env(
             "IPTABLES_BALANCE_LOCKFILE",

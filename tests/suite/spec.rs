@@ -61,7 +61,7 @@ fn examples_and_results_are_of_the_schemas() {
         assert!(requests.is_valid(&request), "{request}");
         seen += 1;
     }
-    assert!(seen >= 3);
+    assert!(seen >= 4);
     for (request, valid) in [
         (json!({"name": "W", "mode": "fair"}), false),
         (json!({"name": "W", "nme": 1}), false),
@@ -365,7 +365,7 @@ fn ansibles_documentation_is_fresh() {
         option(&mut text, &attribute, 4, inner);
     }
     text += "EXAMPLES: |\n";
-    text += &["nth.yml", "random.yml", "absent.yml"]
+    text += &["nth.yml", "random.yml", "gateway.yml", "absent.yml"]
         .map(|name| tasks(&playbook(name)))
         .join("\n");
     text += "RETURN:\n";
