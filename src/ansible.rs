@@ -11,8 +11,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::converge::Run;
 use crate::guard::guarded;
+use crate::outcome::Run;
 use crate::report::Report;
 use crate::request::{BadRequest, Draft, flag, json};
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::converge::Run;
+use crate::outcome::Run;
 use crate::request::{BadRequest, Draft, flag, json};
 
 /// What was asked, and how it is to be answered.

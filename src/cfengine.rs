@@ -17,9 +17,9 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::change::Kind;
-use crate::converge::Run;
 use crate::guard::guarded;
 use crate::net::{Family, Table};
+use crate::outcome::Run;
 use crate::report::{Report, ReportedChange};
 use crate::request::{Draft, json};
 

@@ -7,10 +7,10 @@ use std::io::{self, IsTerminal, Read, Write};
 use lexopt::{Arg, Parser, ValueExt};
 
 use crate::asked::Asked;
-use crate::converge::Run;
 use crate::diff;
 use crate::host::lookup;
 use crate::net::{Family, Table};
+use crate::outcome::Run;
 use crate::plan::{self, Plan};
 use crate::report::Report;
 use crate::request::{Draft, Request};

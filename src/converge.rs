@@ -13,76 +13,14 @@ use crate::change::{Change, applied};
 use crate::diff;
 use crate::disconnect::{self, Disconnected};
 use crate::guards;
-use crate::host::{Host, Look, Scope, Variant};
+use crate::host::{Host, Look, Scope};
 use crate::net::{Family, Table};
+use crate::outcome::{Outcome, Run, State, Steps};
 use crate::plan::{self, Plan};
 use crate::request::{Persist, Request};
 use crate::restore;
 use crate::ruleset::Ruleset;
 use crate::warnings;
-
-/// What a balancer owns on a host, and what it needs of it.
-#[derive(Clone, Debug, Default)]
-pub struct State {
-    /// The rules that run, by family.
-    pub rules: BTreeMap<Family, Arc<Ruleset>>,
-    /// All else.
-    pub besides: Besides,
-}
-
-/// Whether changes are made or only foretold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Run {
-    /// Made.
-    Apply,
-    /// Foretold.
-    Check,
-}
-
-/// What there is to do, or was done, in order.
-#[derive(Clone, Debug, Default)]
-pub struct Steps {
-    /// To the rules that run.
-    pub changes: Vec<Change>,
-    /// Besides.
-    pub effects: Vec<Effect>,
-}
-
-impl Steps {
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.effects.is_empty()
-    }
-}
-
-/// What came of a run that could read the host.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// Which iptables was worked on.
-    pub variant: Variant,
-    /// What was there.
-    pub before: State,
-    /// What is there now, or in a check what would be.
-    pub after: State,
-    /// What was changed, or in a check what would be. After a failure that was
-    /// undone there is nothing.
-    pub steps: Steps,
-    /// What the user should know.
-    pub warnings: Vec<String>,
-    /// Why it failed, and in what state the host is.
-    pub failure: Option<String>,
-}
-
-impl Outcome {
-    /// The version of iptables, as far as a dump has named it.
-    #[must_use]
-    pub fn version(&self) -> Option<&str> {
-        let states = [&self.after, &self.before].into_iter();
-        let mut rulesets = states.flat_map(|state| state.rules.values());
-        rulesets.find_map(|ruleset| ruleset.version.as_deref())
-    }
-}
 
 /// Does what the request asks for.
 ///

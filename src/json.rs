@@ -3,8 +3,8 @@
 use std::io::{self, Write};
 
 use crate::asked::Asked;
-use crate::converge::Run;
 use crate::guard::guarded;
+use crate::outcome::Run;
 use crate::report::Report;
 use crate::request::Draft;
 

@@ -24,10 +24,12 @@
 //! [`request`], [`schedule`] and [`plan`] lead from what is asked to what
 //! should be; [`rule`] and [`ruleset`] from a dump to what is; [`diff`],
 //! [`change`] and [`restore`] from both to one transaction, by way of
-//! [`align`]; [`converge`] does
-//! it on a [`host`]; [`distribution`] and [`report`] say what came of it;
-//! [`ansible`], [`cfengine`], [`json`] and [`cli`] are the front ends, of which
-//! none knows another.
+//! [`align`]. What is not a rule that runs goes the same way through
+//! [`besides`], [`saved`] and [`disconnect`]. [`guards`] and [`warnings`] say
+//! what would do harm, and what should be known. [`converge`] does it all on a
+//! [`host`], with an [`outcome`] of which [`distribution`] and [`report`]
+//! tell; [`ansible`], [`cfengine`], [`json`] and [`cli`] are the front ends, of
+//! which none knows another.
 
 pub mod align;
 pub mod ansible;
@@ -46,6 +48,7 @@ pub mod guards;
 pub mod host;
 pub mod json;
 pub mod net;
+pub mod outcome;
 pub mod perform;
 pub mod plan;
 pub mod report;

@@ -2,8 +2,9 @@
 
 use anyhow::Result;
 
-use crate::converge::{Outcome, Run, converge};
+use crate::converge::converge;
 use crate::host::{System, lookup};
+use crate::outcome::{Outcome, Run};
 use crate::report::Report;
 use crate::request::{Draft, Request};
 

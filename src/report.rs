@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use crate::besides::{Effect, File, setting};
 use crate::change::{Change, Kind};
-use crate::converge::{Outcome, Run, State, Steps};
 use crate::distribution;
 use crate::host::Variant;
 use crate::net::{Family, Table};
+use crate::outcome::{Outcome, Run, State, Steps};
 use crate::request::{Balancer, Draft, Request, State as Wish, Wanted};
 use crate::ruleset::{Chain, Owned};
 

@@ -2,10 +2,10 @@
 
 use crate::besides::setting;
 use crate::change::{Action, Change};
-use crate::converge::{Run, State, Steps};
 use crate::guards::{Facts, not_forwarding};
 use crate::host::Host;
 use crate::net::{Family, Table};
+use crate::outcome::{Run, State, Steps};
 use crate::request::Request;
 
 /// All warnings, in order.

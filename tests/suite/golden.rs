@@ -7,11 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use iptables_balance::besides::Tracked;
-use iptables_balance::converge::{Run, converge};
+use iptables_balance::converge::converge;
 use iptables_balance::diff;
 use iptables_balance::guards::Facts;
 use iptables_balance::host::{Host, Lock, Look, Variant};
 use iptables_balance::net::Family;
+use iptables_balance::outcome::Run;
 use iptables_balance::plan::Plan;
 use iptables_balance::report::Report;
 use iptables_balance::request::Request;

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use iptables_balance::converge::{Outcome, Run, converge};
+use iptables_balance::converge::converge;
 use iptables_balance::net::Family;
+use iptables_balance::outcome::{Outcome, Run};
 use iptables_balance::request::Request;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -217,7 +218,7 @@ proptest! {
         prop_assert_eq!(*host.restores.lock().unwrap(), restores);
 
         // What was foretold is what is found.
-        let texts = |state: &iptables_balance::converge::State| {
+        let texts = |state: &iptables_balance::outcome::State| {
             let owned = state.rules.values().flat_map(|ruleset| ruleset.tables.values());
             owned.map(|owned| (owned.chains.clone(), owned.leads.iter().map(|lead| lead.rule.shown()).collect::<Vec<_>>())).map(|(chains, leads)| {
                 let chains: Vec<_> = chains.into_iter().map(|(name, chain)| (name, chain.rules.iter().filter_map(|rule| rule.meaning.clone()).collect::<Vec<_>>())).collect();

@@ -135,7 +135,7 @@ fn an_empty_pool_is_of_the_families_that_are_named() {
 }
 
 /// The backends of a request with names, which have these addresses.
-fn resolved(attributes: Value) -> Result<Vec<(String, u32)>, String> {
+fn resolved(attributes: &Value) -> Result<Vec<(String, u32)>, String> {
     let lookup = |name: &str| match name {
         "one.example" => Ok(vec!["192.0.2.1".parse().unwrap()]),
         "two.example" => Ok(["192.0.2.12", "192.0.2.11"]
@@ -162,7 +162,7 @@ fn resolved(attributes: Value) -> Result<Vec<(String, u32)>, String> {
 
 #[test]
 fn a_names_weight_is_shared_among_its_addresses() {
-    let pairs = |attributes: Value| resolved(attributes).unwrap();
+    let pairs = |attributes: Value| resolved(&attributes).unwrap();
     let backends = |list: &[(&str, u32)]| -> Vec<(String, u32)> {
         list.iter()
             .map(|(address, weight)| ((*address).to_owned(), *weight))
@@ -210,12 +210,12 @@ fn a_name_without_an_address_in_use_is_an_error() {
             "backends[1]: is the same address and port as backends[0]; list it once, with the sum of the weights",
         ),
     ] {
-        let error = resolved(json!({"backends": backends})).err();
+        let error = resolved(&json!({"backends": backends})).err();
         let error = error.unwrap_or_default();
         assert_eq!(error, expected);
     }
     let error = resolved(
-        json!({"backends": "two.example weight=2147483647, one.example weight=2147483647"}),
+        &json!({"backends": "two.example weight=2147483647, one.example weight=2147483647"}),
     );
     assert_eq!(
         error.unwrap_err(),
