@@ -1,22 +1,27 @@
 #!/usr/bin/env python3
-"""Against what people do today, by itself and without Ansible's own 0.3 s for each task: a shell loop with
-`iptables -C || iptables -A` for each rule; a template with the whole chain and `iptables-restore --noflush`; ferm.
-First run, nothing to do, one backend more, and whether the rules are then right. Needs ferm (Debian package), and root or
-user namespaces.
+"""Against what people do today: a shell loop with `iptables -C || iptables -A` for each rule; a template with the whole
+chain and `iptables-restore --noflush`; ferm; and with what starts them, Ansible's loop over the same command, Ansible with
+our module, and Puppet with puppetlabs-firewall. First run, nothing to do, one backend more, and whether the rules are then
+right. Needs root or user namespaces, and the Debian packages ferm, ansible-core, puppet-agent,
+puppet-module-puppetlabs-firewall and puppet-module-puppetlabs-stdlib. The last three ways take minutes with many rules, and
+are left out beyond --patience rules.
 
-  benches/peers.py [--rounds N] [SIZE...]
+  benches/peers.py [--rounds N] [--patience RULES] [SIZE...]
 """
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 
 from pairs import in_a_network_of_our_own, once
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = f"{ROOT}/target/release/iptables_balance"
+SCRATCH = tempfile.mkdtemp(prefix="peers-")
 
 
 def servers(count):
@@ -64,10 +69,62 @@ def ferm(count, _variant):
     return ["ferm", "--fast", "-"], text
 
 
+def written(name, text):
+    """A file of that text, which the command then reads."""
+    path = os.path.join(SCRATCH, name)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    return path
+
+
+def playbook(name, task):
+    play = [{"hosts": "gateways", "gather_facts": False, "tasks": [task]}]
+    inventory = f"{ROOT}/examples/ansible/inventory.ini"
+    library = os.path.join(SCRATCH, "library")
+    if not os.path.isdir(library):
+        os.mkdir(library)
+        os.symlink(PROGRAM, f"{library}/iptables_balance")
+    return ["ansible-playbook", "-M", library, "-i", inventory, written(name, json.dumps(play))], ""
+
+
+def ansible(count, variant):
+    return playbook("ours.yml", {"iptables_balance": json.loads(ours(count, variant)[1])})
+
+
+def ansible_loop(count, variant):
+    iptables = f"iptables-{variant} -t nat"
+    items = [*(f"CFENGINE {rule}" for rule in rules(count)), f"PREROUTING {JUMP}"]
+    subprocess.run(f"{iptables} -N CFENGINE", shell=True, stderr=subprocess.DEVNULL, check=False)
+    command = f"{iptables} -C {{{{ item }}}} 2>/dev/null || {iptables} -A {{{{ item }}}}"
+    return playbook("loop.yml", {"ansible.builtin.shell": command, "loop": items})
+
+
+def puppet(count, _variant):
+    lines = ["firewallchain { 'CFENGINE:nat:IPv4': ensure => present }"]
+    for number, (left, server) in enumerate(zip(range(count, 0, -1), servers(count))):
+        turn = f"stat_mode => 'nth', stat_every => '{left}', stat_packet => '0', " if left > 1 else ""
+        lines.append(
+            f"firewall {{ '{number + 10000} {server}': table => 'nat', chain => 'CFENGINE', proto => 'tcp', {turn}jump => 'DNAT', "
+            f"todest => '{server}', require => Firewallchain['CFENGINE:nat:IPv4'] }}"
+        )
+    lines.append("firewall { '99999 jump': table => 'nat', chain => 'PREROUTING', proto => 'tcp', dport => '5308', jump => 'CFENGINE' }")
+    return ["puppet", "apply", "--modulepath", "/usr/share/puppet/modules", written("rules.pp", "\n".join(lines))], ""
+
+
 def is_right(count, variant):
     command, request = ours(count, variant)
     result = subprocess.run(command, input=json.dumps({**json.loads(request), "check": True}), capture_output=True, text=True, check=True)
     return not json.loads(result.stdout)["changed"]
+
+
+NAMES = {
+    "ours": "iptables_balance",
+    "loop": "`-C \\|\\| -A` for each rule",
+    "template": "template and restore",
+    "ansible": "Ansible, iptables_balance",
+    "ansible_loop": "Ansible, loop of `-C \\|\\| -A`",
+    "puppet": "Puppet, puppetlabs-firewall",
+}
 
 
 def clean(variant):
@@ -79,23 +136,27 @@ def main():
     in_a_network_of_our_own()
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--patience", type=int, default=100)
     arguments.add_argument("sizes", type=int, nargs="*")
     arguments = arguments.parse_args()
     print("| backends | variant | way | first run | nothing to do | one more | right then |")
     print("|---|---|---|---|---|---|---|")
     for size in arguments.sizes or [4, 32, 100, 1000]:
         for variant in ("nft", "legacy"):
-            # Debian's ferm takes iptables-legacy wherever that is installed.
-            for way in (ours, template, loop) if variant == "nft" else (ours, template, ferm, loop):
+            # Debian's ferm takes iptables-legacy wherever that is installed, and Puppet the plain names.
+            ways = [ours, template, loop, ansible, ansible_loop, puppet] if variant == "nft" else [ours, template, ferm, loop, ansible, ansible_loop]
+            slow = [loop, ansible_loop, puppet]
+            for way in (way for way in ways if size <= arguments.patience or way not in slow[1:]):
                 figures, right = [], True
-                for _ in range(arguments.rounds if size * (way is loop) < 1000 else 1):
+                for _ in range(arguments.rounds if way not in slow or size < 100 else 1):
                     clean(variant)
                     figures.append([once(*way(count, variant)) * 1000 for count in (size, size, size + 1)])
                     right &= is_right(size + 1, variant)
                 first, again, more = (statistics.median(column) for column in zip(*figures))
-                name = {"ours": "iptables_balance", "loop": "`-C \\|\\| -A` for each rule", "template": "template and restore"}.get(way.__name__, way.__name__)
+                name = NAMES.get(way.__name__, way.__name__)
                 print(f"| {size:,} | {variant} | {name} | {first:.0f} ms | {again:.0f} ms | {more:.0f} ms | {'yes' if right else 'no'} |", flush=True)
     clean("nft")
+    shutil.rmtree(SCRATCH)
 
 
 if __name__ == "__main__":
