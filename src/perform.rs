@@ -11,15 +11,16 @@ use crate::request::{Draft, Request};
 /// Carries out a request, or foretells what that would do; with before and
 /// after, if `diff`.
 #[must_use]
-pub fn on_this_host(draft: &Draft, run: Run, diff: bool) -> Report {
-    let performed = || -> Result<(Request, Outcome)> {
-        let request = draft.clone().resolve(&lookup)?;
+pub fn on_this_host(draft: Draft, run: Run, diff: bool) -> Report {
+    let (name, state) = draft.about();
+    let perform = move || -> Result<(Request, Outcome)> {
+        let request = draft.resolve(&lookup)?;
         let host = System::open(request.variant, request.wait)?;
         let outcome = converge(&host, &request, run)?;
         Ok((request, outcome))
     };
-    match performed() {
+    match perform() {
         Ok((request, outcome)) => Report::new(&request, &outcome, run, diff),
-        Err(error) => Report::unread(draft, format!("{error:#}; nothing was changed")),
+        Err(error) => Report::unread(&name, state, format!("{error:#}; nothing was changed")),
     }
 }

@@ -14,7 +14,7 @@ use crate::distribution;
 use crate::host::Variant;
 use crate::net::{Family, Table};
 use crate::outcome::{Outcome, Run, State, Steps};
-use crate::request::{Balancer, Draft, Request, State as Wish, Wanted};
+use crate::request::{Balancer, Name, Request, State as Wish, Wanted};
 use crate::ruleset::{Chain, Owned};
 
 /// What a run found and did.
@@ -113,8 +113,7 @@ impl Report {
 
     /// The request was understood, but the host could not be read.
     #[must_use]
-    pub fn unread(draft: &Draft, reason: impl Into<String>) -> Self {
-        let (name, state) = draft.about();
+    pub fn unread(name: &Name, state: Wish, reason: impl Into<String>) -> Self {
         Self {
             name: Some(name.as_str().to_owned()),
             state: Some(state),

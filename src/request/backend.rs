@@ -70,9 +70,7 @@ pub(super) fn backends(place: &Place) -> Result<Vec<Listed>, BadRequest> {
     let mut places = HashMap::new();
     for item in list(place)? {
         let backend = backend(&item)?;
-        if let Some(earlier) =
-            places.insert((backend.host.clone(), backend.port), item.path.clone())
-        {
+        if let Some(earlier) = places.insert((backend.host.clone(), backend.port), item.path) {
             return Err(item.bad(format!("is the same address and port as {earlier}; list it once, with the sum of the weights")));
         }
         found.push(backend);
@@ -81,8 +79,8 @@ pub(super) fn backends(place: &Place) -> Result<Vec<Listed>, BadRequest> {
 }
 
 fn backend(place: &Place) -> Result<Listed, BadRequest> {
-    match &place.value {
-        Value::Object(object) => backend_from_object(place, object.clone()),
+    match &*place.value {
+        Value::Object(object) => backend_from_object(place, object),
         Value::String(_) => backend_from_text(place),
         _ => Err(place.refuse(
             "is neither an object {address, port, weight} nor a string HOST[:PORT] [weight=N]",
@@ -90,17 +88,16 @@ fn backend(place: &Place) -> Result<Listed, BadRequest> {
     }
 }
 
-fn backend_from_object(place: &Place, object: json::Object) -> Result<Listed, BadRequest> {
+fn backend_from_object(place: &Place, object: &json::Object) -> Result<Listed, BadRequest> {
     let wire: BackendWire = shaped(&place.path, object)?;
-    let inner = |name: &str, value| given(&format!("{}.{name}", place.path), value);
-    let address = inner("address", &wire.address)
-        .ok_or_else(|| BadRequest::new(format!("{}.address", place.path), "is missing"))?;
+    let address = given(place.path.key("address"), &wire.address)
+        .ok_or_else(|| BadRequest::new(place.path.key("address").to_string(), "is missing"))?;
     Ok(Listed {
         host: host(&address, &text(&address)?)?,
-        port: inner("port", &wire.port)
+        port: given(place.path.key("port"), &wire.port)
             .map(|port| backend_port(&port))
             .transpose()?,
-        weight: inner("weight", &wire.weight)
+        weight: given(place.path.key("weight"), &wire.weight)
             .map_or(Ok(1), |weight| integer(&weight, 0..=WEIGHT_MAX))?,
     })
 }
@@ -111,8 +108,7 @@ fn backend_from_text(place: &Place) -> Result<Listed, BadRequest> {
     let mut words = line.split_whitespace();
     let first = words.next().unwrap_or_default();
     let (address, port) = split_host_port(first);
-    let inner =
-        |name: &str, value: &str| Place::new(format!("{}.{name}", place.path), value.into());
+    let inner = |name, value: &str| Place::owned(place.path.key(name), value);
     let mut weight = None;
     for word in words {
         let value = word.strip_prefix("weight=").filter(|_| weight.is_none());

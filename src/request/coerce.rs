@@ -5,6 +5,7 @@
 //! list. Each function here takes what stands at a [`Place`] and returns the
 //! value, or an error that says what stood there and what may.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::RangeInclusive;
 
@@ -40,24 +41,80 @@ impl fmt::Display for BadRequest {
 
 impl std::error::Error for BadRequest {}
 
-/// A value and the path at which it stands.
-#[derive(Clone, Debug)]
-pub(super) struct Place {
-    pub path: String,
-    pub value: Value,
+/// Where a value stands: an attribute, an item of its list, a key of that. It
+/// is put into words only for an error.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Path<'a> {
+    attribute: &'a str,
+    item: Option<usize>,
+    key: Option<&'a str>,
 }
 
-impl Place {
-    pub fn new(path: impl Into<String>, value: Value) -> Self {
+impl<'a> From<&'a str> for Path<'a> {
+    fn from(attribute: &'a str) -> Self {
+        Self {
+            attribute,
+            item: None,
+            key: None,
+        }
+    }
+}
+
+impl<'a> Path<'a> {
+    pub fn item(self, at: usize) -> Self {
+        Self {
+            item: Some(at),
+            ..self
+        }
+    }
+
+    pub fn key(self, name: &'a str) -> Self {
+        Self {
+            key: Some(name),
+            ..self
+        }
+    }
+}
+
+/// `backends[2].weight`
+impl fmt::Display for Path<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.attribute)?;
+        if let Some(at) = self.item {
+            write!(out, "[{at}]")?;
+        }
+        match self.key {
+            Some(key) => write!(out, ".{}", key.escape_debug()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A value and the path at which it stands.
+#[derive(Clone, Debug)]
+pub(super) struct Place<'a> {
+    pub path: Path<'a>,
+    pub value: Cow<'a, Value>,
+}
+
+impl<'a> Place<'a> {
+    pub fn new(path: impl Into<Path<'a>>, value: &'a Value) -> Self {
         Self {
             path: path.into(),
-            value,
+            value: Cow::Borrowed(value),
+        }
+    }
+
+    pub fn owned(path: Path<'a>, value: impl Into<Value>) -> Self {
+        Self {
+            path,
+            value: Cow::Owned(value.into()),
         }
     }
 
     /// The error that this value has `problem`.
     pub fn bad(&self, problem: impl Into<String>) -> BadRequest {
-        BadRequest::new(self.path.clone(), problem)
+        BadRequest::new(self.path.to_string(), problem)
     }
 
     /// The error that the value, shown in backticks, `is_wrong`.
@@ -86,7 +143,7 @@ fn shown(value: &Value) -> String {
 
 /// A scalar as text, without blanks around it.
 pub(super) fn text(place: &Place) -> Result<String, BadRequest> {
-    let text = match &place.value {
+    let text = match &*place.value {
         Value::String(text) => text.trim_matches([' ', '\t']).to_owned(),
         Value::Number(number) => number.to_string(),
         _ => return Err(place.refuse("is not a string")),
@@ -102,7 +159,7 @@ pub(super) fn text(place: &Place) -> Result<String, BadRequest> {
 
 /// A whole number within `range`; `"3"`, `" 3 "`, `3.0` and `"3.0000"` are 3.
 pub(super) fn integer(place: &Place, range: RangeInclusive<u32>) -> Result<u32, BadRequest> {
-    let digits = match &place.value {
+    let digits = match &*place.value {
         Value::Number(number) => number.to_string(),
         Value::String(text) => text.trim().to_owned(),
         _ => return Err(place.refuse("is not a whole number")),
@@ -168,28 +225,44 @@ pub(super) fn choice<T: Copy>(place: &Place, choices: &[(&str, T)]) -> Result<T,
 
 /// The items of a list, in any of its forms: a list, a comma-separated string,
 /// a JSON text, an object `{"0": .., "1": ..}`, or a single scalar.
-pub(super) fn list(place: &Place) -> Result<Vec<Place>, BadRequest> {
-    match &place.value {
-        Value::Array(items) => Ok(numbered(&place.path, items.iter().cloned())),
-        Value::Object(entries) => numbered_object(place, entries),
+pub(super) fn list<'a>(place: &'a Place<'a>) -> Result<Vec<Place<'a>>, BadRequest> {
+    match &*place.value {
         Value::String(text) => match from_json_text(place, text)? {
-            Some(inner) => list(&inner),
+            Some(inner) => list_of(place, Cow::Owned(inner)),
             None => comma_separated(place, text),
         },
-        Value::Null => Err(place.refuse("is not a list")),
-        scalar => Ok(numbered(&place.path, [scalar.clone()])),
+        value => list_of(place, Cow::Borrowed(value)),
     }
 }
 
-fn numbered(path: &str, items: impl IntoIterator<Item = Value>) -> Vec<Place> {
+fn list_of<'a>(place: &Place<'a>, value: Cow<'a, Value>) -> Result<Vec<Place<'a>>, BadRequest> {
+    match value {
+        Cow::Borrowed(Value::Array(items)) => {
+            let items = items.iter().enumerate();
+            Ok(items
+                .map(|(at, item)| Place::new(place.path.item(at), item))
+                .collect())
+        }
+        Cow::Owned(Value::Array(items)) => Ok(numbered(place.path, items)),
+        Cow::Borrowed(Value::Object(entries)) => numbered_object(place, entries.clone()),
+        Cow::Owned(Value::Object(entries)) => numbered_object(place, entries),
+        Cow::Borrowed(Value::Null) | Cow::Owned(Value::Null) => Err(place.refuse("is not a list")),
+        scalar => Ok(numbered(place.path, [scalar.into_owned()])),
+    }
+}
+
+fn numbered(path: Path<'_>, items: impl IntoIterator<Item = Value>) -> Vec<Place<'_>> {
     let items = items.into_iter().enumerate();
     items
-        .map(|(at, item)| Place::new(format!("{path}[{at}]"), item))
+        .map(|(at, item)| Place::owned(path.item(at), item))
         .collect()
 }
 
 /// CFEngine's arrays: the keys are the places, in any order.
-fn numbered_object(place: &Place, entries: &json::Object) -> Result<Vec<Place>, BadRequest> {
+fn numbered_object<'a>(
+    place: &Place<'a>,
+    entries: json::Object,
+) -> Result<Vec<Place<'a>>, BadRequest> {
     let mut items = Vec::with_capacity(entries.len());
     for (key, item) in entries {
         let at: u32 = key.parse().map_err(|_| {
@@ -198,29 +271,29 @@ fn numbered_object(place: &Place, entries: &json::Object) -> Result<Vec<Place>, 
                 key.escape_debug()
             ))
         })?;
-        items.push((at, item.clone()));
+        items.push((at, item));
     }
     items.sort_by_key(|(at, _)| *at);
     if let Some(pair) = items.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         return Err(place.bad(format!("has two items with the number {}", pair[0].0)));
     }
-    Ok(items
-        .into_iter()
-        .map(|(at, item)| Place::new(format!("{}[{at}]", place.path), item))
+    let placed = items.into_iter();
+    Ok(placed
+        .map(|(at, item)| Place::owned(place.path.item(at as usize), item))
         .collect())
 }
 
 /// A string that is a JSON list or object, read. `[fd00::1]:80` is neither,
 /// but what opens like a list of strings or objects and does not end like
 /// one is a mistake that is better named than split at its commas.
-fn from_json_text(place: &Place, text: &str) -> Result<Option<Place>, BadRequest> {
+fn from_json_text(place: &Place, text: &str) -> Result<Option<Value>, BadRequest> {
     let trimmed = text.trim();
     if !trimmed.starts_with(['[', '{']) {
         return Ok(None);
     }
     let meant = |inner: &str| inner.trim_start().starts_with(['"', '{', ']', '}']);
     match json::parse(trimmed.as_bytes()) {
-        Ok(value) => Ok(Some(Place::new(place.path.clone(), value))),
+        Ok(value) => Ok(Some(value)),
         Err(error) if meant(&trimmed[1..]) => {
             Err(place.refuse(format_args!("is not JSON: {error}")))
         }
@@ -228,15 +301,13 @@ fn from_json_text(place: &Place, text: &str) -> Result<Option<Place>, BadRequest
     }
 }
 
-fn comma_separated(place: &Place, text: &str) -> Result<Vec<Place>, BadRequest> {
+fn comma_separated<'a>(place: &Place<'a>, text: &str) -> Result<Vec<Place<'a>>, BadRequest> {
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }
-    let items = numbered(
-        &place.path,
-        text.split(',').map(|item| Value::from(item.trim())),
-    );
-    match items.iter().find(|item| item.value == "") {
+    let items = text.split(',').map(|item| Value::from(item.trim()));
+    let items = numbered(place.path, items);
+    match items.iter().find(|item| *item.value == "") {
         Some(empty) => Err(empty.bad("is empty")),
         None => Ok(items),
     }
@@ -247,8 +318,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn at(value: Value) -> Place {
-        Place::new("it", value)
+    fn at(value: Value) -> Place<'static> {
+        Place::owned("it".into(), value)
     }
 
     fn message<T: fmt::Debug>(result: Result<T, BadRequest>) -> String {
@@ -326,7 +397,10 @@ mod tests {
 
     #[test]
     fn all_forms_of_a_list_are_the_same_list() {
-        let expected = [("it[0]", json!("a")), ("it[1]", json!("b"))];
+        let expected = [
+            ("it[0]".to_owned(), json!("a")),
+            ("it[1]".to_owned(), json!("b")),
+        ];
         for value in [
             json!(["a", "b"]),
             json!("a,b"),
@@ -335,10 +409,10 @@ mod tests {
             json!({"1": "b", "0": "a"}),
             json!("{\"0\": \"a\", \"1\": \"b\"}"),
         ] {
-            let items = list(&at(value)).unwrap();
+            let place = at(value);
+            let items = list(&place).unwrap().into_iter();
             let seen: Vec<_> = items
-                .iter()
-                .map(|item| (item.path.as_str(), item.value.clone()))
+                .map(|item| (item.path.to_string(), item.value.into_owned()))
                 .collect();
             assert_eq!(seen, expected);
         }
@@ -347,18 +421,17 @@ mod tests {
     #[test]
     fn an_object_is_ordered_by_number_and_not_by_text() {
         let object: json::Object = (0..12).map(|n| (n.to_string(), json!(n))).collect();
-        let values: Vec<_> = list(&at(Value::Object(object)))
-            .unwrap()
-            .into_iter()
-            .map(|item| item.value)
-            .collect();
+        let place = at(Value::Object(object));
+        let items = list(&place).unwrap().into_iter();
+        let values: Vec<_> = items.map(|item| item.value.into_owned()).collect();
         assert_eq!(values, (0..12).map(|n| json!(n)).collect::<Vec<_>>());
     }
 
     #[test]
     fn an_ipv6_address_in_brackets_is_not_json() {
-        let items = list(&at(json!("[fd00::1]:80,[1::2]:80"))).unwrap();
-        assert_eq!(items[1].value, json!("[1::2]:80"));
+        let place = at(json!("[fd00::1]:80,[1::2]:80"));
+        let items = list(&place).unwrap();
+        assert_eq!(*items[1].value, json!("[1::2]:80"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::coerce::{BadRequest, Place, as_boolean, choice, list, text};
+use super::coerce::{BadRequest, Path, Place, as_boolean, choice, list, text};
 use super::wire::{Masquerade, Wire};
 use super::{given, json};
 use super::{optional_flag, traffic::interface, word};
@@ -124,7 +124,7 @@ pub(super) fn persist(value: &Option<Value>) -> Result<Persist, BadRequest> {
     let Some(place) = given("persist", value) else {
         return Ok(Persist::No);
     };
-    let object = match &place.value {
+    let object = match &*place.value {
         Value::Object(object) => Some(object.clone()),
         Value::String(text) if text.trim_start().starts_with('{') => {
             let parsed = json::parse(text.trim().as_bytes());
@@ -140,7 +140,7 @@ pub(super) fn persist(value: &Option<Value>) -> Result<Persist, BadRequest> {
         return Ok(if flag { Persist::Found } else { Persist::No });
     }
     let is_path = place.value.as_str().is_some_and(is_path);
-    match (is_path, &place.value) {
+    match (is_path, &*place.value) {
         (true, Value::String(path)) => Ok(Persist::Path(path.into())),
         _ => {
             Err(place
@@ -152,7 +152,7 @@ pub(super) fn persist(value: &Option<Value>) -> Result<Persist, BadRequest> {
 fn persist_paths(paths: &json::Object) -> Result<Persist, BadRequest> {
     let mut found = BTreeMap::new();
     for (name, path) in paths.iter().filter(|(_, path)| !path.is_null()) {
-        let place = Place::new(format!("persist.{}", name.escape_debug()), path.clone());
+        let place = Place::new(Path::from("persist").key(name), path);
         let family = Family::BOTH
             .into_iter()
             .find(|family| family.as_str() == name)

@@ -22,7 +22,7 @@ use crate::net::{self, Family, Ports, Protocol};
 pub use backend::Backend;
 use backend::{Listed, backends};
 pub use coerce::BadRequest;
-use coerce::{Place, boolean, choice, integer, text};
+use coerce::{Path, Place, boolean, choice, integer, text};
 pub use gateway::{Gateway, Masquerading, Persist};
 use gateway::{gateway, persist};
 pub use name::Name;
@@ -56,7 +56,14 @@ pub struct Request {
 /// addresses of names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
+    /// Whole, unless something is to be looked up.
     request: Request,
+    unresolved: Option<Unresolved>,
+}
+
+/// What waits for the addresses of names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Unresolved {
     listed: Vec<Listed>,
     layout: Layout,
 }
@@ -120,22 +127,27 @@ impl Draft {
             None => 10,
         };
         let (wanted, listed) = wanted(&wire)?;
-        let draft = Self {
-            request: Request {
-                name: name(&wire)?,
-                variant: word("variant", &wire.variant, VariantChoice::WORDS)?,
-                wait,
-                wanted,
-                persist: persist(&wire.persist)?,
-                disconnect: word("disconnect", &wire.disconnect, Disconnect::WORDS)?,
-            },
-            listed,
-            layout: word("layout", &wire.layout, Layout::WORDS)?,
+        let request = Request {
+            name: name(&wire)?,
+            variant: word("variant", &wire.variant, VariantChoice::WORDS)?,
+            wait,
+            wanted,
+            persist: persist(&wire.persist)?,
+            disconnect: word("disconnect", &wire.disconnect, Disconnect::WORDS)?,
         };
-        if !draft.has_names() {
-            draft.clone().resolve(&no_names)?;
+        let layout = word("layout", &wire.layout, Layout::WORDS)?;
+        let has_names = listed.iter().any(|listed| listed.host.is_name());
+        let draft = Self {
+            request,
+            unresolved: Some(Unresolved { listed, layout }),
+        };
+        match has_names {
+            true => Ok(draft),
+            false => Ok(Self {
+                request: draft.resolve(&no_names)?,
+                unresolved: None,
+            }),
         }
-        Ok(draft)
     }
 
     /// The request, with addresses in the place of names.
@@ -144,32 +156,29 @@ impl Draft {
     /// When a name has no address, or the weights cannot be arranged.
     pub fn resolve(self, lookup: Lookup) -> Result<Request, BadRequest> {
         let mut request = self.request;
-        if let Wanted::Present(balancer) = &mut request.wanted {
-            let named = balancer.families_named();
-            balancer.pools = pools(&self.listed, &named, balancer.mode, self.layout, lookup)?;
-            balancer.check_networks()?;
-            balancer.check_snat()?;
-            check_persist(&request.persist, balancer)?;
-        }
+        let (Some(Unresolved { listed, layout }), Wanted::Present(balancer)) =
+            (self.unresolved, &mut request.wanted)
+        else {
+            return Ok(request);
+        };
+        let named = balancer.families_named();
+        balancer.pools = pools(&listed, &named, balancer.mode, layout, lookup)?;
+        balancer.check_networks()?;
+        balancer.check_snat()?;
+        check_persist(&request.persist, balancer)?;
         Ok(request)
     }
 
     /// Whether a name is to be looked up.
     #[must_use]
     pub fn has_names(&self) -> bool {
-        self.listed.iter().any(|listed| listed.host.is_name())
+        self.unresolved.is_some()
     }
 
     /// The name of the balancer, and the state asked for.
     #[must_use]
-    pub fn about(&self) -> (&Name, State) {
-        (&self.request.name, self.request.state())
-    }
-
-    /// Which iptables, and how long to wait for locks, in seconds.
-    #[must_use]
-    pub fn means(&self) -> (VariantChoice, u32) {
-        (self.request.variant, self.request.wait)
+    pub fn about(&self) -> (Name, State) {
+        (self.request.name.clone(), self.request.state())
     }
 }
 
@@ -210,7 +219,7 @@ impl Request {
 /// # Errors
 /// When it is none, in words that name it.
 pub fn flag(name: &str, value: &Value) -> Result<bool, BadRequest> {
-    boolean(&Place::new(name, value.clone()))
+    boolean(&Place::new(name, value))
 }
 
 impl Wire {
@@ -222,40 +231,37 @@ impl Wire {
                 "`name` is given too, of which it is another spelling; leave one out",
             ));
         }
-        let attributes = attributes
-            .into_iter()
-            .filter(|(_, value)| !value.is_null())
-            .collect();
-        shaped("", attributes)
+        let mut attributes = attributes;
+        attributes.retain(|_, value| !value.is_null());
+        shaped(&"".into(), &attributes)
     }
 }
 
 /// An attribute that is there; null counts as left out, as Ansible has it.
-fn given<'a>(path: &str, value: impl Into<Option<&'a Value>>) -> Option<Place> {
+fn given<'a>(path: impl Into<Path<'a>>, value: impl Into<Option<&'a Value>>) -> Option<Place<'a>> {
     value
         .into()
         .filter(|value| !value.is_null())
-        .map(|value| Place::new(path, value.clone()))
+        .map(|value| Place::new(path, value))
 }
 
 /// An object into its shape: every key is known, the values are not yet looked at.
-fn shaped<T>(path: &str, object: json::Object) -> Result<T, BadRequest>
+fn shaped<T>(path: &Path, object: &json::Object) -> Result<T, BadRequest>
 where
     T: for<'de> Deserialize<'de> + schemars::JsonSchema,
 {
-    let object = Value::Object(object);
-    T::deserialize(&object).map_err(|error| misshapen::<T>(path, &object, &error))
+    T::deserialize(object).map_err(|error| misshapen::<T>(path, object, &error))
 }
 
 /// The only thing that can be wrong with a shape is a key that it has not.
 fn misshapen<T: schemars::JsonSchema>(
-    path: &str,
-    object: &Value,
+    path: &Path,
+    object: &json::Object,
     error: &serde_json::Error,
 ) -> BadRequest {
     let known = names_of::<T>();
-    let mut keys = object.as_object().into_iter().flat_map(json::Object::keys);
-    match keys.find(|key| !known.contains(key)) {
+    let path = path.to_string();
+    match object.keys().find(|key| !known.contains(key)) {
         None => BadRequest::new(path, error.to_string()),
         Some(key) => {
             let dot = if path.is_empty() { "" } else { "." };
@@ -302,14 +308,14 @@ fn name(wire: &Wire) -> Result<Name, BadRequest> {
 
 /// One of the words of an enum, or its default.
 fn word<T: Copy + Default>(
-    path: &str,
+    path: &'static str,
     value: &Option<Value>,
     words: &[(&str, T)],
 ) -> Result<T, BadRequest> {
     given(path, value).map_or(Ok(T::default()), |place| choice(&place, words))
 }
 
-fn optional_flag(path: &str, value: &Option<Value>) -> Result<bool, BadRequest> {
+fn optional_flag(path: &'static str, value: &Option<Value>) -> Result<bool, BadRequest> {
     given(path, value).map_or(Ok(false), |place| boolean(&place))
 }
 

@@ -23,7 +23,7 @@ pub(super) fn ports(place: &Place) -> Result<Ports, BadRequest> {
 }
 
 fn port_range(place: &Place) -> Result<PortRange, BadRequest> {
-    let text = match &place.value {
+    let text = match &*place.value {
         Value::Number(_) => integer(place, 1..=u32::from(u16::MAX))?.to_string(),
         _ => text(place)?,
     };
@@ -54,7 +54,10 @@ pub(super) fn destination(wire: &Wire) -> Result<Destination, BadRequest> {
 }
 
 /// Networks without repetition, in the order given.
-pub(super) fn networks(path: &str, value: &Option<Value>) -> Result<Vec<IpNet>, BadRequest> {
+pub(super) fn networks(
+    path: &'static str,
+    value: &Option<Value>,
+) -> Result<Vec<IpNet>, BadRequest> {
     let Some(place) = given(path, value) else {
         return Ok(Vec::new());
     };
@@ -81,7 +84,10 @@ fn network(place: &Place) -> Result<IpNet, BadRequest> {
 
 /// The name of an interface, in the characters that interfaces are named with
 /// in practice: the kernel allows more, but iptables' own syntax does not.
-pub(super) fn interface(path: &str, value: &Option<Value>) -> Result<Option<String>, BadRequest> {
+pub(super) fn interface(
+    path: &'static str,
+    value: &Option<Value>,
+) -> Result<Option<String>, BadRequest> {
     const MOST: usize = 15;
     let Some(place) = given(path, value) else {
         return Ok(None);
