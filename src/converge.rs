@@ -285,10 +285,36 @@ impl<H: Host> Errand<'_, H> {
         }
     }
 
-    /// Writes, reads again, and compares: what is found decides. Connections are
-    /// ended at the very last, since that cannot be undone.
+    /// Does what there is to do. Connections are ended at the very last, since
+    /// that cannot be undone.
+    ///
+    /// Others may write at the same time, and make a write fail or undo it. Then
+    /// what there is by now is compared anew, a few times.
     fn carry_out(&self, outcome: &mut Outcome, ending: &Disconnected) -> Result<()> {
-        self.write(&outcome.steps, &outcome.before)?;
+        const ATTEMPTS: usize = 3;
+        let (mut steps, mut before) = (outcome.steps.clone(), outcome.before.clone());
+        for attempt in 1..=ATTEMPTS {
+            let Err(error) = self.write_and_look(&steps, &before) else {
+                break;
+            };
+            let now = self.look(Counters::Taken)?;
+            let after = foretold(self.request, &before, &steps);
+            if attempt == ATTEMPTS || !somebody_else_wrote(&before, &after, &now) {
+                return Err(error);
+            }
+            steps = self.missing(&now);
+            before = now;
+        }
+        let ended = ending.carry_out(self.host)?;
+        let effects = &mut outcome.steps.effects;
+        effects.retain(|effect| !matches!(effect, Effect::Disconnect(_)));
+        effects.extend(ended);
+        Ok(())
+    }
+
+    /// Writes, reads again, and compares: what is found decides.
+    fn write_and_look(&self, steps: &Steps, before: &State) -> Result<()> {
+        self.write(steps, before)?;
         let missing = self.missing(&self.look(Counters::Left)?);
         if !missing.is_empty() {
             bail!(
@@ -296,10 +322,6 @@ impl<H: Host> Errand<'_, H> {
                 listed(&missing)
             );
         }
-        let ended = ending.carry_out(self.host)?;
-        let effects = &mut outcome.steps.effects;
-        effects.retain(|effect| !matches!(effect, Effect::Disconnect(_)));
-        effects.extend(ended);
         Ok(())
     }
 
@@ -350,6 +372,18 @@ impl<H: Host> Errand<'_, H> {
             },
         }
     }
+}
+
+/// Whether a family has neither what it had nor what it was to get.
+fn somebody_else_wrote(before: &State, after: &State, now: &State) -> bool {
+    let is_odd = |(family, now): (&Family, &Arc<Ruleset>)| {
+        let reads_like = |state: &State| {
+            let rules = state.rules.get(family);
+            rules.is_some_and(|rules| rules.reads_like(now))
+        };
+        !reads_like(before) && !reads_like(after)
+    };
+    now.rules.iter().any(is_odd)
 }
 
 /// The steps that lead back.

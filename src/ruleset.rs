@@ -203,6 +203,22 @@ impl Ruleset {
         self.tables.get(&table).unwrap_or(&NOTHING)
     }
 
+    /// Whether the same is owned, wherever in chains of others it stands.
+    #[must_use]
+    pub fn reads_like(&self, other: &Self) -> bool {
+        let texts = |ruleset: &Self| {
+            let owned = ruleset.tables.iter().filter(|(_, owned)| !owned.is_empty());
+            let table = |(table, owned): (&Table, &Owned)| {
+                let lead = |lead: &Lead| (lead.chain.clone(), lead.rule.text.clone());
+                let mut leads: Vec<_> = owned.leads.iter().map(lead).collect();
+                leads.sort();
+                (*table, owned.chains.clone(), leads)
+            };
+            owned.map(table).collect::<Vec<_>>()
+        };
+        texts(self) == texts(other)
+    }
+
     /// Whether that table is there, but not in the dump.
     #[must_use]
     pub fn hides(&self, table: Table) -> bool {

@@ -1,7 +1,8 @@
 //! Files: read whole, and replaced whole.
 
+use std::ffi::OsString;
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
@@ -37,16 +38,19 @@ fn replace(path: &Path, text: Option<&[u8]>) -> Result<()> {
         found => found?,
     };
     let Some(text) = text else {
-        return match fs::remove_file(&target) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
-        };
+        return Ok(remove(&target)?);
     };
     let Some(directory) = target.parent() else {
         bail!("it is not in a directory");
     };
+    // Of one name, so that what a killed run left behind does not pile up.
+    let mut prefix = OsString::from(".");
+    prefix.push(target.file_name().unwrap_or_default());
+    prefix.push(".iptables_balance");
+    remove(&directory.join(&prefix))?;
     let mut file = tempfile::Builder::new()
-        .prefix(".iptables_balance-")
+        .prefix(&prefix)
+        .rand_bytes(0)
         .tempfile_in(directory)?;
     file.write_all(text)?;
     let mode = match fs::metadata(&target) {
@@ -62,6 +66,14 @@ fn replace(path: &Path, text: Option<&[u8]>) -> Result<()> {
     file.persist(&target)?;
     fs::File::open(directory)?.sync_all()?;
     Ok(())
+}
+
+/// What is not there need not be removed.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
