@@ -72,6 +72,8 @@ pub struct Gone {
     pub server: Server,
     /// As these rules sent them to the balancer.
     pub entries: Vec<Rule>,
+    /// The ports of the same address that are a backend still; `None` is all.
+    pub kept: Vec<Option<u16>>,
 }
 
 /// A connection that the kernel has on record.
@@ -276,27 +278,36 @@ pub fn back(before: &Besides, now: &Besides) -> Vec<Effect> {
 #[must_use]
 pub fn gone(request: &Request, plan: &Plan, family: Family, before: &Ruleset) -> Vec<Gone> {
     let nat = before.owned(Table::Nat);
-    let planned = plan
-        .parts
-        .get(&(family, Table::Nat))
-        .into_iter()
-        .flat_map(|part| part.chains.values().flatten());
-    let planned: BTreeSet<_> = planned.filter_map(server).collect();
-    let rules = nat.chains.values().flat_map(|chain| &chain.rules);
-    let were: BTreeSet<_> = rules
-        .filter_map(|rule| server(rule.meaning.as_ref()?))
-        .collect();
-    let entries = nat
-        .leads
-        .iter()
-        .filter(|lead| ["PREROUTING", "OUTPUT"].contains(&lead.chain.as_str()));
+    let entries = nat.leads.iter();
+    let entries = entries.filter(|lead| ["PREROUTING", "OUTPUT"].contains(&lead.chain.as_str()));
     let entries: Vec<Rule> = entries
         .filter_map(|lead| lead.rule.meaning.clone())
         .collect();
+    let protocols: BTreeSet<_> = entries.iter().map(|rule| rule.protocol).collect();
+    let planned = plan.parts.get(&(family, Table::Nat));
+    let planned = planned
+        .into_iter()
+        .flat_map(|part| part.chains.values().flatten());
+    let planned: BTreeSet<_> = planned.filter_map(|rule| server(rule, None)).collect();
+    // A rule that does not say is of the protocol that comes in.
+    let only = protocols
+        .first()
+        .copied()
+        .flatten()
+        .filter(|_| protocols.len() == 1);
+    let rules = nat.chains.values().flat_map(|chain| &chain.rules);
+    let were = rules.filter_map(|rule| server(rule.meaning.as_ref()?, only));
+    let were: BTreeSet<_> = were.collect();
     let ends = |protocol: Protocol| match request.disconnect {
         Disconnect::Never => false,
         Disconnect::Udp => protocol == Protocol::Udp,
         Disconnect::Always => true,
+    };
+    let kept = |protocol: Protocol, address: IpAddr| {
+        let same = planned
+            .iter()
+            .filter(move |(of, (at, _))| *of == protocol && *at == address);
+        same.map(|(_, (_, port))| *port).collect()
     };
     were.difference(&planned)
         .filter(|(protocol, _)| ends(*protocol))
@@ -305,14 +316,15 @@ pub fn gone(request: &Request, plan: &Plan, family: Family, before: &Ruleset) ->
             protocol: *protocol,
             server: *server,
             entries: entries.clone(),
+            kept: kept(*protocol, server.0),
         })
         .collect()
 }
 
 /// Where a rule sends the connections of which protocol.
-fn server(rule: &Rule) -> Option<(Protocol, Server)> {
+fn server(rule: &Rule, otherwise: Option<Protocol>) -> Option<(Protocol, Server)> {
     match rule.target {
-        Target::Dnat { address, port } => Some((rule.protocol?, (address, port))),
+        Target::Dnat { address, port } => Some((rule.protocol.or(otherwise)?, (address, port))),
         _ => None,
     }
 }
@@ -338,7 +350,11 @@ impl Gone {
         self.protocol.number().parse() == Ok(connection.protocol)
             && answers.0 == address
             && port.is_none_or(|port| port == answers.1)
-            && (self.entries.is_empty() || self.entries.iter().any(is_entry))
+            && !self
+                .kept
+                .iter()
+                .any(|kept| kept.is_none_or(|port| port == answers.1))
+            && self.entries.iter().any(is_entry)
     }
 
     /// As `conntrack` spells it: `-p udp --reply-src ADDRESS --reply-port-src PORT`

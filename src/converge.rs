@@ -20,6 +20,7 @@ use crate::plan::{self, Plan};
 use crate::request::{Persist, Request};
 use crate::restore;
 use crate::ruleset::Ruleset;
+use crate::saved;
 use crate::warnings;
 
 /// Does what the request asks for.
@@ -168,6 +169,12 @@ impl<H: Host> Errand<'_, H> {
         let has_rules = path != Path::new(besides::SETTINGS);
         let read = || {
             let text = text.as_deref().unwrap_or_default();
+            if let Some(table) = saved::table_twice(text) {
+                let shown = path.display();
+                bail!(
+                    "persist: `{shown}` has the table `{table}` twice, of which only the last is loaded; make it one"
+                );
+            }
             let read = Ruleset::read(text, &self.request.name);
             read.with_context(|| format!("persist: cannot read the rules in `{}`", path.display()))
         };

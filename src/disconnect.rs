@@ -41,6 +41,11 @@ pub fn foreseen(
             continue;
         }
         let gone = gone(request, plan, *family, before);
+        if gone.iter().any(|gone| gone.entries.is_empty()) {
+            let problem = "servers are gone, and no rule tells any more which connections to them were the balancer's";
+            ending.warning = Some(format!("{problem}; none was ended"));
+            continue;
+        }
         match found(host, *family, &gone) {
             Ok((now, _)) => {
                 ending.now.insert(*family, now);

@@ -1,13 +1,13 @@
 //! Requests that can be carried out and would do harm: refused, or warned of,
 //! with the reason and the way out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use crate::net::{Family, Ports, Protocol};
-use crate::request::{Backend, Balancer, Destination};
+use crate::request::{Backend, Balancer, Destination, WhenEmpty};
 
 /// What is known of the host that a request is for.
 #[derive(Clone, Debug, Default)]
@@ -16,8 +16,10 @@ pub struct Facts {
     pub own: Vec<IpAddr>,
     /// The ssh connection that this program runs over.
     pub ssh: Option<Ssh>,
-    /// The interfaces on which packets to 127.0.0.0/8 are let in.
+    /// The interfaces on which packets to 127.0.0.0/8 are let in, `all` for all.
     pub route_localnet: Vec<String>,
+    /// The families that at least one interface forwards.
+    pub forwarding_somewhere: BTreeSet<Family>,
 }
 
 /// An ssh connection.
@@ -36,16 +38,14 @@ pub struct Ssh {
 /// # Errors
 /// Why it is not built, and what to do.
 pub fn check(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> {
-    for backend in balancer
-        .pools
-        .iter()
-        .flat_map(|pool| &pool.backends)
-        .filter(|backend| backend.weight > 0)
-    {
-        check_loop(balancer, backend, facts)?;
+    let mut warnings = Vec::new();
+    let backends = balancer.pools.iter().flat_map(|pool| &pool.backends);
+    for backend in backends.filter(|backend| backend.weight > 0) {
         check_loopback(balancer, backend, facts)?;
+        warnings.extend(to_itself(balancer, backend, facts));
     }
-    check_ssh(balancer, facts)
+    warnings.extend(check_ssh(balancer, facts)?);
+    Ok(warnings)
 }
 
 /// Where forwarding is off and somebody else's address is to be reached.
@@ -67,27 +67,31 @@ pub fn not_forwarding(
     pools
         .map(|pool| pool.family)
         .filter(|family| forwarding.get(family) == Some(&false))
+        .filter(|family| !facts.forwarding_somewhere.contains(family))
         .collect()
 }
 
-/// What is sent to the address that it was addressed to stays where it is.
-fn check_loop(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Result<(), String> {
+/// What is sent to the address and port that it was addressed to stays where it
+/// is. Somebody may answer there, so this is only told.
+fn to_itself(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Option<String> {
     let address = backend.address;
-    let is_named = match &balancer.destination {
+    let is_balanced_address = match &balancer.destination {
         Destination::Any | Destination::Local => facts.own.contains(&address),
-        Destination::Networks(networks) => networks.contains(&IpNet::from(address)),
+        Destination::Networks(networks) => {
+            let covered = networks.iter().any(|network| network.contains(&address));
+            networks.contains(&IpNet::from(address)) || (covered && facts.own.contains(&address))
+        }
     };
-    let is_balanced = backend
+    let is_balanced_port = backend
         .port
         .is_none_or(|port| includes(&balancer.destination_ports, port));
-    match is_named && is_balanced {
-        true => Err(format!(
-            "backends: `{}` is the balanced address itself, so its share would never leave it; give it a port that is not \
-             balanced, or name with `destination` the addresses that are, without this one",
+    (is_balanced_address && is_balanced_port).then(|| {
+        format!(
+            "backends: `{}` is the balanced address itself, so its share stays where it came to, and is answered only if a \
+             program there does; otherwise give it a port that is not balanced, or leave it out",
             shown(backend)
-        )),
-        false => Ok(()),
-    }
+        )
+    })
 }
 
 fn check_loopback(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Result<(), String> {
@@ -140,10 +144,10 @@ fn check_ssh(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> 
         && includes(&balancer.destination_ports, ssh.port)
         && is_named
         && (balancer.sources.is_empty() || has(&balancer.sources, ssh.client))
-        && balancer
-            .pools
-            .iter()
-            .any(|pool| pool.family == Family::of(ssh.server));
+        && balancer.pools.iter().any(|pool| {
+            let lets_pass = pool.is_empty() && balancer.gateway.when_empty == WhenEmpty::Pass;
+            pool.family == Family::of(ssh.server) && !lets_pass
+        });
     if !taken {
         return Ok(Vec::new());
     }
@@ -151,11 +155,14 @@ fn check_ssh(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> 
         "destination_port: takes port {} too, over which {} is connected to {} by ssh just now",
         ssh.port, ssh.client, ssh.server
     );
-    match is_chosen || balancer.in_interface.is_some() {
-        true => Ok(vec![format!(
-            "{what}; new connections of that kind go to the backends"
+    match (is_chosen, &balancer.in_interface) {
+        (_, Some(interface)) => Ok(vec![format!(
+            "{what}; new connections of that kind that come in by `{interface}` are the balancer's"
         )]),
-        false => Err(format!(
+        (true, None) => Ok(vec![format!(
+            "{what}; new connections of that kind are the balancer's"
+        )]),
+        (false, None) => Err(format!(
             "{what}, so you could not come back; leave it out, or name with `destination` what is balanced \
              (`destination: {}` if that is what you want)",
             ssh.server
@@ -188,6 +195,7 @@ mod tests {
 
     fn facts() -> Facts {
         Facts {
+            forwarding_somewhere: BTreeSet::new(),
             own: vec!["192.0.2.254".parse().unwrap(), "fd00::fe".parse().unwrap()],
             ssh: Some(Ssh {
                 client: "198.51.100.7".parse().unwrap(),
@@ -219,19 +227,31 @@ mod tests {
     }
 
     #[test]
-    fn the_balanced_address_is_no_backend_of_itself() {
-        refused(
-            &json!({"backends": "192.0.2.254"}),
-            "`192.0.2.254` is the balanced address itself",
-        );
-        refused(
-            &json!({"backends": "[fd00::fe]:80", "destination": "local"}),
-            "`[fd00::fe]:80` is the balanced",
-        );
-        refused(
-            &json!({"backends": "192.0.2.9:80", "destination": "192.0.2.9"}),
-            "give it a port that is not balanced",
-        );
+    fn what_stays_where_it_came_to_is_told() {
+        for (more, shown) in [
+            (
+                json!({"backends": "192.0.2.254"}),
+                "`192.0.2.254` is the balanced address itself",
+            ),
+            (
+                json!({"backends": "[fd00::fe]:80", "destination": "local"}),
+                "`[fd00::fe]:80` is the",
+            ),
+            (
+                json!({"backends": "192.0.2.9:80", "destination": "192.0.2.9"}),
+                "`192.0.2.9:80` is the",
+            ),
+            (
+                json!({"backends": "192.0.2.254", "destination": "192.0.2.0/24"}),
+                "`192.0.2.254` is the",
+            ),
+        ] {
+            let warnings = checked(&more).unwrap();
+            assert!(
+                warnings.len() == 1 && warnings[0].contains(shown),
+                "{warnings:?}"
+            );
+        }
         for fine in [
             json!({"backends": "192.0.2.254:8080"}),
             json!({"backends": "192.0.2.254 weight=0, 192.0.2.1"}),
@@ -287,6 +307,7 @@ mod tests {
             json!({"source": "203.0.113.0/24"}),
             json!({"destination": "192.0.2.253"}),
             json!({"backends": "fd00::1"}),
+            json!({"backends": [], "when_empty": "pass"}),
         ] {
             let mut request = fine.clone();
             request["destination_port"] = json!(22);

@@ -5,8 +5,7 @@
 //! lead into them. The rest is neither kept nor ever written, so it stays as
 //! it is, to the byte.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::{self, BufRead};
 
@@ -244,6 +243,9 @@ struct Reader<'a> {
     /// The chain of the last rule, and how many rules it has had so far.
     chain: Vec<u8>,
     position: u32,
+    /// The same of the table's other chains. A dump has the rules of a chain in
+    /// one piece; a file that a person wrote need not.
+    positions: HashMap<Vec<u8>, u32>,
 }
 
 impl<'a> Reader<'a> {
@@ -255,6 +257,7 @@ impl<'a> Reader<'a> {
             table: None,
             chain: Vec::new(),
             position: 0,
+            positions: HashMap::new(),
         }
     }
 
@@ -307,6 +310,8 @@ impl<'a> Reader<'a> {
             .and_then(Table::from_name);
         self.table = Some(table.ok_or(NotSaved)?);
         self.chain.clear();
+        self.position = 0;
+        self.positions.clear();
         Ok(())
     }
 
@@ -322,12 +327,13 @@ impl<'a> Reader<'a> {
     fn rule(&mut self, table: Table, line: &[u8]) -> Result<(), NotSaved> {
         let (counters, rest) = split_counters(line).ok_or(NotSaved)?;
         let (chain, text) = split_at_blank(rest.strip_prefix(b"-A ").ok_or(NotSaved)?);
-        if self.chain == chain {
-            self.position += 1;
-        } else {
-            self.chain = chain.to_vec();
-            self.position = 1;
+        if self.chain != chain {
+            let next = self.positions.remove(chain).unwrap_or(0);
+            let last = std::mem::replace(&mut self.chain, chain.to_vec());
+            self.positions.insert(last, self.position);
+            self.position = next;
         }
+        self.position += 1;
         let may_refuse = table == Table::Filter && chain == b"FORWARD" && refuses(text);
         if may_refuse && self.ruleset.forward_refuses_at.is_none() {
             self.ruleset.forward_refuses_at = Some(self.position);
@@ -363,14 +369,12 @@ impl<'a> Reader<'a> {
     /// comment may hold anything.
     fn leads_to_us(&self, text: &[u8]) -> bool {
         let text = String::from_utf8_lossy(text);
-        let mut words = words(&text);
-        let mut is_option = |word: Cow<'_, str>| word == "-j" || word == "-g";
-        while words.by_ref().any(&mut is_option) {
-            if words.next().is_some_and(|target| self.name.owns(&target)) {
-                return true;
-            }
-        }
-        false
+        let mut is_target = false;
+        words(&text).any(|word| {
+            let leads = is_target && self.name.owns(&word);
+            is_target = ["-j", "-g", "--jump", "--goto"].contains(&&*word);
+            leads
+        })
     }
 
     fn owned(&mut self, table: Table) -> &mut Owned {
@@ -390,7 +394,7 @@ fn refuses(text: &[u8]) -> bool {
 
 /// The part before the first blank, and the rest from the blank on.
 fn split_at_blank(line: &[u8]) -> (&[u8], &[u8]) {
-    let end = memchr::memchr(b' ', line).unwrap_or(line.len());
+    let end = memchr::memchr2(b' ', b'\t', line).unwrap_or(line.len());
     line.split_at(end)
 }
 
@@ -421,7 +425,7 @@ mod tests {
 [1:60] -A PREROUTING -p tcp -m tcp --dport 80 -j CFX
 [2:120] -A PREROUTING -p tcp -m tcp --dport 5308 -j CF
 [0:0] -A PREROUTING -m comment --comment "not -j CF" -j CFX
-[0:0] -A PREROUTING -p tcp -g CF/0
+[0:0] -A PREROUTING -m comment --comment "-j" -g CF/0
 [3:180] -A CF -p tcp -j DNAT --to-destination 192.0.2.1:5308
 -A CFX -j RETURN
 COMMIT
@@ -446,7 +450,7 @@ COMMIT
             places,
             [
                 (2, "-p tcp -m tcp --dport 5308 -j CF".into()),
-                (4, "-p tcp -g CF/0".into())
+                (4, "-m comment --comment \"-j\" -g CF/0".into())
             ]
         );
         assert_eq!(

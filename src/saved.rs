@@ -5,9 +5,26 @@
 //! rules stand after the last one of their chain, with zero counters where the
 //! file has some.
 
+use std::collections::BTreeSet;
+
 use crate::change::{Action, Change};
 use crate::net::Table;
 use crate::ruleset::SavedRule;
+
+/// Why a file cannot be edited, if so: `iptables-restore` takes the last of two
+/// sections of one table, where a reader would take both.
+#[must_use]
+pub fn table_twice(text: &[u8]) -> Option<String> {
+    let heads = text
+        .split(|byte| *byte == b'\n')
+        .filter(|line| line.starts_with(b"*"));
+    let mut seen = BTreeSet::new();
+    let mut twice = heads
+        .map(<[u8]>::trim_ascii_end)
+        .filter(|head| !seen.insert(*head));
+    let table = twice.next()?.get(1..)?;
+    Some(String::from_utf8_lossy(table).into_owned())
+}
 
 /// The text with the changes made, which were computed for what is in it.
 #[must_use]
@@ -46,10 +63,12 @@ impl Page {
         let place = |at: &u32| rules.get(*at as usize - 1).copied();
         match action {
             Action::CreateChain => {
-                let declared = |line: &Vec<u8>| line.starts_with(b":");
-                let last = (start..end).rev().find(|at| declared(&self.lines[*at]));
+                // A chain has to be declared before a rule leads to it.
+                let is_head = |line: &Vec<u8>| line.starts_with(b":") || line.starts_with(b"#");
+                let mut rest = start + 1..end;
+                let first = rest.find(|at| !is_head(&self.lines[*at]));
                 let line = format!(":{chain} - [0:0]\n").into_bytes();
-                self.lines.insert(last.unwrap_or(start) + 1, line);
+                self.lines.insert(first.unwrap_or(end), line);
             }
             Action::Append(rule) => {
                 let after_last = rules.last().map_or(end, |last| last + 1);
@@ -129,7 +148,7 @@ fn rule_text<'a>(line: &'a [u8], chain: &str) -> Option<&'a [u8]> {
         None => line,
     };
     let text = line.strip_prefix(b"-A ")?.strip_prefix(chain.as_bytes())?;
-    (text.is_empty() || text.starts_with(b" ")).then_some(text)
+    (text.is_empty() || text.starts_with(b" ") || text.starts_with(b"\t")).then_some(text)
 }
 
 /// Whether a line is `:CHAIN POLICY [packets:bytes]`.
@@ -137,7 +156,7 @@ fn declares(line: &[u8], chain: &str) -> bool {
     let rest = line
         .strip_prefix(b":")
         .and_then(|rest| rest.strip_prefix(chain.as_bytes()));
-    rest.is_some_and(|rest| rest.starts_with(b" "))
+    rest.is_some_and(|rest| rest.starts_with(b" ") || rest.starts_with(b"\t"))
 }
 
 #[cfg(test)]
@@ -192,10 +211,41 @@ mod tests {
             json!({"name": "W", "destination_port": 81, "jump": "insert", "forward": true, "mode": "random",
                 "backends": "192.0.2.2,192.0.2.3,192.0.2.4"}),
         );
-        assert_eq!(other.matches(" W").count(), 7, "{other}");
+        assert_eq!(other.matches(" W").count(), 8, "{other}");
         assert_eq!(
             saved(&other, json!({"name": "W", "state": "absent"})),
             format!("{OTHERS}\n")
+        );
+    }
+
+    #[test]
+    fn what_a_person_wrote_is_edited_so_that_it_loads() {
+        let request =
+            |port: u16| json!({"name": "W", "destination_port": port, "backends": "192.0.2.1"});
+        let late = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j MINE\n:MINE - [0:0]\n-A MINE -j RETURN\nCOMMIT\n";
+        let text = saved(late, request(80));
+        assert!(
+            text.find(":W").unwrap() < text.find("-j W").unwrap(),
+            "{text}"
+        );
+
+        let mixed = "*nat\n-A PREROUTING -s 10.0.0.1 -j ACCEPT\n-A POSTROUTING -j ACCEPT\n-A PREROUTING -s 10.0.0.2 -j ACCEPT\nCOMMIT\n";
+        let moved = saved(&saved(mixed, request(80)), request(81));
+        assert!(
+            moved.find("10.0.0.2").unwrap() < moved.find("--dport 81").unwrap(),
+            "{moved}"
+        );
+
+        let odd = "*nat\n:W\t- [0:0]\n-A PREROUTING -p tcp --dport 80 --jump W\n-A W\t-p tcp -j DNAT --to-destination 192.0.2.1\nCOMMIT\n";
+        assert_eq!(saved(odd, request(80)), odd);
+        assert_eq!(
+            saved(odd, json!({"name": "W", "state": "absent"})),
+            "*nat\nCOMMIT\n"
+        );
+        assert_eq!(table_twice(b"*nat\nCOMMIT\n*filter\nCOMMIT\n"), None);
+        assert_eq!(
+            table_twice(b"*nat\nCOMMIT\n*nat \nCOMMIT\n").unwrap(),
+            "nat"
         );
     }
 

@@ -49,28 +49,43 @@ fn loaded(root: &Path, family: Family) -> Option<PathBuf> {
     }
     let settings = fs::read_to_string(at(&format!("/etc/conf.d/{program}"))).ok()?;
     let name = format!("{}_SAVE=", program.to_uppercase());
-    let value = settings
-        .lines()
-        .find_map(|line| line.trim().strip_prefix(&name))?;
-    absolute(value.trim_matches(['"', '\'']))
+    let line = |line: &str| {
+        let line = line.trim();
+        let line = line.strip_prefix("export ").unwrap_or(line);
+        line.strip_prefix(&name).map(str::to_owned)
+    };
+    let value = settings.lines().filter_map(line).next_back()?;
+    let value = value.split('#').next()?.trim();
+    plain_path(value.trim_matches(['"', '\'']))
 }
 
 /// `ExecStart=/usr/bin/iptables-restore /etc/iptables/iptables.rules`, or
-/// `ExecStart=/usr/libexec/iptables/iptables.init start`
+/// `ExecStart=/usr/libexec/iptables/iptables.init start`. What is more than a
+/// program and a file at its end is not understood, and so not found.
 fn from_unit(unit: &str, program: &str) -> Option<PathBuf> {
-    let start = unit
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("ExecStart="))?;
-    match start.contains(&format!("{program}.init")) {
-        true => Some(PathBuf::from("/etc/sysconfig").join(program)),
-        false => start
-            .contains(&format!("{program}-restore"))
-            .then(|| absolute(start.split_whitespace().last()?))?,
-    }
+    let starts = unit.lines().filter_map(|line| {
+        let (name, command) = line.split_once('=')?;
+        (name.trim() == "ExecStart").then(|| command.trim())
+    });
+    let file = |command: &str| {
+        let mut words = command.split_whitespace();
+        let started = words.next()?.trim_start_matches(['-', '@', ':', '+', '!']);
+        let started = started.rsplit('/').next()?;
+        let is_restore = started.starts_with(program) && started.ends_with("-restore");
+        match started.strip_prefix(program) {
+            Some(".init") => Some(PathBuf::from("/etc/sysconfig").join(program)),
+            _ if is_restore => plain_path(words.next_back()?)
+                .filter(|_| words.all(|option| option.starts_with('-'))),
+            _ => None,
+        }
+    };
+    starts.filter_map(file).next_back()
 }
 
-fn absolute(path: &str) -> Option<PathBuf> {
-    path.starts_with('/').then(|| path.into())
+/// An absolute path in which nothing stands for something else.
+fn plain_path(path: &str) -> Option<PathBuf> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    (path.starts_with('/') && path.bytes().all(plain)).then(|| path.into())
 }
 
 #[cfg(test)]
@@ -113,14 +128,37 @@ mod tests {
             found(&[("usr/lib/systemd/system/ip6tables.service", arch)]).unwrap(),
             ["ipv6 /etc/iptables/ip6tables.rules"]
         );
-        assert_eq!(
-            found(&[(
-                "etc/conf.d/iptables",
-                "# x\nIPTABLES_SAVE=\"/etc/iptables/rules-save\"\n"
-            )])
-            .unwrap(),
-            ["ipv4 /etc/iptables/rules-save"]
-        );
+        for line in [
+            "IPTABLES_SAVE=\"/etc/iptables/rules-save\"",
+            "export IPTABLES_SAVE='/etc/iptables/rules-save' # where",
+        ] {
+            assert_eq!(
+                found(&[("etc/conf.d/iptables", &format!("# x\n{line}\n"))]).unwrap(),
+                ["ipv4 /etc/iptables/rules-save"]
+            );
+        }
+    }
+
+    #[test]
+    fn a_unit_is_understood_or_not_taken() {
+        let unit = |lines: &str| {
+            let text = format!("[Service]\n{lines}\n");
+            found(&[("etc/systemd/system/iptables.service", &text)]).ok()
+        };
+        for lines in [
+            "ExecStart=\nExecStart=-/sbin/iptables-restore -w /etc/rules",
+            "ExecStart = /usr/sbin/iptables-nft-restore /etc/rules",
+        ] {
+            assert_eq!(unit(lines).unwrap(), ["ipv4 /etc/rules"], "{lines}");
+        }
+        for lines in [
+            "ExecStart=/bin/sh -c \"/sbin/iptables-restore < /etc/iptables.rules\"",
+            "ExecStart=/sbin/iptables-restore /etc/a ; /sbin/ip6tables-restore /etc/b",
+            "ExecStart=/sbin/iptables-restore /etc/%i",
+            "ExecStart=/sbin/ip6tables-restore /etc/b",
+        ] {
+            assert_eq!(unit(lines), None, "{lines}");
+        }
     }
 
     #[test]

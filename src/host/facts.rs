@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::besides::setting;
 use crate::guards::{Facts, Ssh};
@@ -17,23 +17,68 @@ pub fn facts() -> Facts {
         own: own_addresses(&text("/proc/net/fib_trie"), &text("/proc/net/if_inet6")),
         ssh: ssh(),
         route_localnet: route_localnet(),
+        forwarding_somewhere: Family::BOTH
+            .into_iter()
+            .filter(|family| by_interface(*family).iter().any(|(_, on)| *on))
+            .collect(),
     }
 }
 
 /// Whether a family is forwarded; `None` where that cannot be read.
 pub fn forwarding(family: Family) -> Option<bool> {
-    let text = fs::read_to_string(sysctl(family)).ok()?;
+    is_on(&sysctl(family))
+}
+
+/// Switches forwarding, of all interfaces. Returns how it was set for each.
+///
+/// # Errors
+/// When the kernel's file cannot be written.
+pub fn set_forwarding(family: Family, on: bool) -> io::Result<Vec<(PathBuf, bool)>> {
+    let was = by_interface(family);
+    fs::write(sysctl(family), digit(on))?;
+    Ok(was)
+}
+
+/// Sets interfaces as they were.
+///
+/// # Errors
+/// When one of the kernel's files cannot be written.
+pub fn set_interfaces(settings: &[(PathBuf, bool)]) -> io::Result<()> {
+    settings
+        .iter()
+        .try_for_each(|(path, on)| fs::write(path, digit(*on)))
+}
+
+fn digit(on: bool) -> &'static str {
+    if on { "1\n" } else { "0\n" }
+}
+
+fn sysctl(family: Family) -> PathBuf {
+    Path::new("/proc/sys").join(setting(family).replace('.', "/"))
+}
+
+fn is_on(path: &Path) -> Option<bool> {
+    let text = fs::read_to_string(path).ok()?;
     Some(text.trim() != "0")
 }
 
-/// # Errors
-/// When the kernel's file cannot be written.
-pub fn set_forwarding(family: Family, on: bool) -> io::Result<()> {
-    fs::write(sysctl(family), if on { "1\n" } else { "0\n" })
+/// The setting of each interface, but for those that stand for all.
+fn by_interface(family: Family) -> Vec<(PathBuf, bool)> {
+    let directory = Path::new("/proc/sys/net")
+        .join(family.as_str())
+        .join("conf");
+    let names = interfaces(&directory).into_iter();
+    let path = names.map(|name| directory.join(name).join("forwarding"));
+    path.filter_map(|path| Some((path.clone(), is_on(&path)?)))
+        .collect()
 }
 
-fn sysctl(family: Family) -> String {
-    format!("/proc/sys/{}", setting(family).replace('.', "/"))
+fn interfaces(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name != "default" && name != "all")
+        .collect()
 }
 
 /// IPv4 from the routing table, where an address of this host is a leaf
@@ -87,25 +132,24 @@ fn parent(process: u32) -> Option<u32> {
 
 fn connection(value: &str) -> Option<Ssh> {
     let mut words = value.split(' ');
+    // A link-local address names its link: `fe80::1%eth0`.
+    let address = |word: &str| word.split('%').next()?.parse().ok();
     Some(Ssh {
-        client: words.next()?.parse().ok()?,
-        server: words.nth(1)?.parse().ok()?,
+        client: address(words.next()?)?,
+        server: address(words.nth(1)?)?,
         port: words.next()?.parse().ok()?,
     })
 }
 
+/// What is set for all is set for each interface but `lo`, by which nothing
+/// comes from elsewhere.
 fn route_localnet() -> Vec<String> {
     let directory = Path::new("/proc/sys/net/ipv4/conf");
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let is_on = |name: &String| {
-        let value = fs::read_to_string(directory.join(name).join("route_localnet"));
-        value.is_ok_and(|value| value.trim() == "1")
-    };
-    entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .filter(|name| name != "default")
-        .filter(is_on)
-        .collect()
+    let mut names = interfaces(directory);
+    names.retain(|name| name != "lo");
+    names.push("all".to_owned());
+    names.retain(|name| is_on(&directory.join(name).join("route_localnet")) == Some(true));
+    names
 }
 
 #[cfg(test)]
@@ -133,6 +177,8 @@ mod tests {
             (ssh.client.to_string(), ssh.port),
             ("198.51.100.7".to_owned(), 2222)
         );
+        let ssh = connection("fe80::2%front 4000 fe80::1%front 22").unwrap();
+        assert_eq!(ssh.server.to_string(), "fe80::1");
         assert_eq!(connection("198.51.100.7 50022 192.0.2.254"), None);
     }
 }

@@ -11,12 +11,27 @@ use anyhow::{Context, Result, bail};
 /// The text of a file, if it is there.
 ///
 /// # Errors
-/// When it is there and cannot be read.
+/// When it is there and cannot be read, or when nothing could be put there:
+/// what is there is no ordinary file, or there is no such directory.
 pub fn load(path: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::read(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("cannot read `{}`", path.display())),
+    let shown = path.display();
+    match fs::metadata(path) {
+        Ok(found) if !found.is_file() => bail!("`{shown}` is not an ordinary file"),
+        Ok(_) => {
+            let text = fs::read(path);
+            text.map(Some)
+                .with_context(|| format!("cannot read `{shown}`"))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            if fs::symlink_metadata(path).is_ok() {
+                bail!("`{shown}` is a symbolic link that leads nowhere");
+            }
+            match path.parent() {
+                Some(directory) if directory.is_dir() => Ok(None),
+                _ => bail!("`{shown}` is not there, and neither is its directory"),
+            }
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot read `{shown}`")),
     }
 }
 
@@ -37,6 +52,9 @@ fn replace(path: &Path, text: Option<&[u8]>) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => path.to_owned(),
         found => found?,
     };
+    if fs::symlink_metadata(&target).is_ok_and(|found| !found.is_file()) {
+        bail!("it is not an ordinary file");
+    }
     let Some(text) = text else {
         return Ok(remove(&target)?);
     };
@@ -95,5 +113,25 @@ mod tests {
         assert_eq!(load(&real).unwrap(), None);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
         assert!(store(&directory.path().join("none/file"), Some(b"")).is_err());
+    }
+
+    #[test]
+    fn only_ordinary_files_are_read_and_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name| directory.path().join(name);
+        fs::create_dir(at("directory")).unwrap();
+        std::os::unix::fs::symlink("/nowhere", at("link")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        for (name, why) in [
+            ("directory", "is not an ordinary file"),
+            ("socket", "is not an ordinary file"),
+            ("link", "leads nowhere"),
+            ("none/file", "neither is its directory"),
+        ] {
+            let error = load(&at(name)).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        assert!(store(&at("socket"), Some(b"")).is_err());
+        assert!(store(&at("directory"), None).is_err());
     }
 }

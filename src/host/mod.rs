@@ -113,7 +113,8 @@ pub trait Host: Sync {
     /// Whether a family is forwarded; `None` where that cannot be known.
     fn forwarding(&self, family: Family) -> Option<bool>;
 
-    /// Switches forwarding.
+    /// Switches forwarding. Switching it off after on brings back what each
+    /// interface had before.
     ///
     /// # Errors
     /// When the kernel does not let us.

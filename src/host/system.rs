@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -26,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct System {
     programs: Programs,
     wait: u32,
+    /// How each interface was forwarded before we switched forwarding on.
+    interfaces: Mutex<BTreeMap<Family, Vec<(PathBuf, bool)>>>,
 }
 
 impl System {
@@ -37,6 +40,7 @@ impl System {
         Ok(Self {
             programs: Programs::choose(choice)?,
             wait: wait.max(1),
+            interfaces: Mutex::default(),
         })
     }
 
@@ -119,7 +123,21 @@ impl Host for System {
 
     fn set_forwarding(&self, family: Family, on: bool) -> Result<()> {
         let doing = || format!("setting {} to {}", setting(family), u8::from(on));
-        facts::set_forwarding(family, on).with_context(doing)
+        let mut interfaces = self
+            .interfaces
+            .lock()
+            .map_err(|_| anyhow!("a thread panicked"))?;
+        let was = facts::set_forwarding(family, on).with_context(doing)?;
+        match on {
+            true => {
+                interfaces.insert(family, was);
+                Ok(())
+            }
+            false => {
+                let were = interfaces.remove(&family).unwrap_or_default();
+                facts::set_interfaces(&were).with_context(doing)
+            }
+        }
     }
 
     /// What loads them at boot is `iptables-restore` by its plain name.

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::{Lead, Part, Place, chain_of, entry};
 use crate::net::{Family, Protocol};
 use crate::request::{Balancer, Destination, Name, Pool, WhenEmpty};
-use crate::rule::{Connection, RejectWith, Rule, Target};
+use crate::rule::{Connection, ConnectionState, RejectWith, Rule, Target};
 
 /// Adds to the nat table what rewrites source addresses.
 pub(super) fn masquerade(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut Part) {
@@ -56,10 +56,16 @@ pub(super) fn filter(name: &Name, balancer: &Balancer, pool: &Pool) -> Part {
 
 fn forward(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut Part) {
     let chain = chain_of(name, "forward");
-    let rules = answered_by_us(pool, &Target::Accept);
-    if rules.is_empty() {
-        return;
-    }
+    let mut rules = answered_by_us(pool, &Target::Accept);
+    // Those of backends that were taken off the list: they were let through
+    // when they were new.
+    rules.push(with_connection(
+        Connection {
+            state: Some(ConnectionState::Established),
+            ..Connection::default()
+        },
+        &Target::Accept,
+    ));
     let jump = Target::Jump(chain.clone());
     part.chains.insert(chain, rules);
     let leads = entry::translated(balancer, pool.family, &jump);
@@ -97,7 +103,15 @@ fn refuse(name: &Name, balancer: &Balancer, family: Family, part: &mut Part) {
             place: Place::Head,
         }));
     };
-    lead("INPUT", &outside);
+    // What this host sends to itself comes in by `lo`, and was never balanced.
+    let not_from_here: Vec<Rule> = outside
+        .iter()
+        .map(|rule| Rule {
+            not_in_interface: rule.in_interface.is_none().then(|| "lo".to_owned()),
+            ..rule.clone()
+        })
+        .collect();
+    lead("INPUT", &not_from_here);
     if balancer.destination != Destination::Local {
         lead("FORWARD", &outside);
     }
@@ -110,17 +124,21 @@ fn refuse(name: &Name, balancer: &Balancer, family: Family, part: &mut Part) {
 /// directions of a connection.
 fn answered_by_us(pool: &Pool, target: &Target) -> Vec<Rule> {
     let addresses: Vec<IpAddr> = pool.backends.iter().map(|one| one.address).collect();
-    let rule = |network| {
-        let connection = Connection {
-            reply_source: Some(network),
-            ..Connection::default()
-        };
-        Rule {
-            connection: Some(connection.into()),
-            ..Rule::to(target.clone())
-        }
+    let answered = |network| Connection {
+        reply_source: Some(network),
+        ..Connection::default()
     };
-    covering(&addresses).into_iter().map(rule).collect()
+    let networks = covering(&addresses).into_iter();
+    networks
+        .map(|network| with_connection(answered(network), target))
+        .collect()
+}
+
+fn with_connection(connection: Connection, target: &Target) -> Rule {
+    Rule {
+        connection: Some(connection.into()),
+        ..Rule::to(target.clone())
+    }
 }
 
 /// Networks that hold all the addresses: these and no others, as long as that

@@ -167,12 +167,20 @@ fn host(place: &Place, text: &str) -> Result<Host, BadRequest> {
     };
     let is_name = text.len() <= 253
         && text.trim_end_matches('.').split('.').all(label)
-        && !text
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || byte == b'.');
+        && !text.trim_end_matches('.').split('.').all(is_number);
     match is_name {
         true => Ok(Host::Name(text.trim_end_matches('.').to_lowercase())),
         false => Err(place.refuse("is neither an IP address nor a hostname")),
+    }
+}
+
+/// Whether a resolver would take a label for a number, as in `127.1` and
+/// `0x7f000001`, which are old spellings of addresses.
+fn is_number(label: &str) -> bool {
+    let lower = label.to_lowercase();
+    match lower.strip_prefix("0x") {
+        Some(digits) => digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => lower.bytes().all(|byte| byte.is_ascii_digit()),
     }
 }
 

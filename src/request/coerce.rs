@@ -215,7 +215,7 @@ pub(super) fn as_boolean(value: &Value) -> Option<bool> {
 
 /// One of a fixed set of words.
 pub(super) fn choice<T: Copy>(place: &Place, choices: &[(&str, T)]) -> Result<T, BadRequest> {
-    let word = text(place)?;
+    let word = place.value.as_str().unwrap_or_default().trim();
     let found = choices.iter().find(|(name, _)| *name == word);
     found.map(|(_, value)| *value).ok_or_else(|| {
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path as FilePath, PathBuf};
 
 use serde_json::Value;
 
+use super::backend::unusable;
 use super::coerce::{BadRequest, Path, Place, as_boolean, choice, list, text};
 use super::wire::{Masquerade, Wire};
 use super::{given, json};
@@ -93,7 +94,7 @@ fn snat_addresses(place: &Place) -> Result<BTreeMap<Family, IpAddr>, BadRequest>
         let address: IpAddr = text(&item)?
             .parse()
             .map_err(|_| item.refuse("is not an IP address"))?;
-        if address.is_unspecified() || address.is_multicast() {
+        if unusable(address).is_some() || address.is_loopback() {
             return Err(item.refuse("is no address that a connection can come from"));
         }
         if found.insert(Family::of(address), address).is_some() {
@@ -161,7 +162,7 @@ fn persist_paths(paths: &json::Object) -> Result<Persist, BadRequest> {
         let path = path.ok_or_else(|| place.refuse("is not an absolute path"))?;
         if found
             .values()
-            .any(|other: &PathBuf| other.as_os_str() == path)
+            .any(|other: &PathBuf| other == FilePath::new(path))
         {
             return Err(place.refuse("is the file of the other family too; each needs its own"));
         }

@@ -28,6 +28,8 @@ pub struct Rule {
     pub not_destination: Option<IpNet>,
     /// `-i`
     pub in_interface: Option<String>,
+    /// `! -i`
+    pub not_in_interface: Option<String>,
     /// `-o`
     pub out_interface: Option<String>,
     /// `-p`
@@ -70,6 +72,8 @@ pub enum ConnectionState {
     /// New, and its destination was not rewritten. As one match:
     /// `! --ctstate INVALID,RELATED,ESTABLISHED,UNTRACKED,DNAT`
     Untouched,
+    /// `--ctstate RELATED,ESTABLISHED`: it has been answered.
+    Established,
 }
 
 /// How a packet is refused.
@@ -132,6 +136,7 @@ impl Rule {
             destination: None,
             not_destination: None,
             in_interface: None,
+            not_in_interface: None,
             out_interface: None,
             protocol: None,
             destination_ports: Ports::default(),

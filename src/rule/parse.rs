@@ -5,11 +5,12 @@
 //! read differs from all that we would write.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::render::UNTOUCHED;
+use super::render::{ESTABLISHED, UNTOUCHED};
 use super::{Connection, ConnectionState, RejectWith, Rule, Target};
 use crate::net::{self, PortRange, Ports, Protocol, Table};
 use crate::statistic::{Probability, Statistic};
@@ -104,6 +105,7 @@ struct Draft {
     destination: Option<IpNet>,
     not_destination: Option<IpNet>,
     in_interface: Option<String>,
+    not_in_interface: Option<String>,
     out_interface: Option<String>,
     protocol: Option<Protocol>,
     ports: Option<Ports>,
@@ -177,8 +179,8 @@ impl Draft {
                 words.value(option, Probability::parse)?,
             ),
             "!" => self.read_inverted(words),
-            "-j" => self.read_target(words),
-            "-g" => once(
+            "-j" | "--jump" => self.read_target(words),
+            "-g" | "--goto" => once(
                 option,
                 &mut self.target,
                 Target::Goto(words.value(option, name)?),
@@ -202,6 +204,7 @@ impl Draft {
         let option = "--ctstate";
         let state = words.value(option, |states| match states {
             "DNAT" => Some(Some(ConnectionState::Translated)),
+            _ if same_states(states, ESTABLISHED) => Some(Some(ConnectionState::Established)),
             _ if table == Table::Nat && includes_new(states) => Some(None),
             _ => None,
         })?;
@@ -218,6 +221,10 @@ impl Draft {
             "-d" => {
                 let network = words.value("! -d", network)?;
                 once("! -d", &mut self.not_destination, network)
+            }
+            "-i" => {
+                let name = words.value("! -i", name)?;
+                once("! -i", &mut self.not_in_interface, name)
             }
             "--ctstate" => {
                 words.value("! --ctstate", is_untouched)?;
@@ -268,6 +275,7 @@ impl Draft {
             destination: self.destination.filter(|network| !everything(network)),
             not_destination: self.not_destination,
             in_interface: self.in_interface.filter(|name| name != "+"),
+            not_in_interface: self.not_in_interface,
             out_interface: self.out_interface.filter(|name| name != "+"),
             protocol: self.protocol,
             destination_ports: self.ports.unwrap_or_default(),
@@ -355,12 +363,13 @@ fn includes_new(states: &str) -> bool {
 }
 
 fn is_untouched(states: &str) -> Option<()> {
-    let sorted = |states: &'_ str| {
-        let mut states: Vec<String> = states.split(',').map(str::to_owned).collect();
-        states.sort();
-        states
-    };
-    (sorted(states) == sorted(UNTOUCHED)).then_some(())
+    same_states(states, UNTOUCHED).then_some(())
+}
+
+/// Whether two lists name the same states, in whatever order.
+fn same_states(one: &str, other: &str) -> bool {
+    let set = |states| str::split(states, ',').collect::<BTreeSet<_>>();
+    set(one) == set(other)
 }
 
 fn snat(text: &str) -> Option<Target> {
@@ -460,6 +469,8 @@ mod tests {
             "-p tcp -m addrtype --dst-type LOCAL -j CF",
             "-i eth0 -p tcp -j CF",
             "-o eth0 -p tcp -j CF",
+            "! -i eth0 -p tcp -j CF",
+            "-p tcp -m conntrack --ctstate RELATED,ESTABLISHED -j CF",
             "! -d 127.0.0.0/8 -p tcp -j CF",
             "-d 127.0.0.0/8 -p tcp -j CF",
             "-p tcp -m conntrack --ctstate DNAT -j CF",
@@ -543,6 +554,8 @@ mod tests {
             " -o eth0 -m conntrack --ctstate DNAT --ctproto 6 --ctorigsrc 10.0.0.0/8 --ctorigdst 192.0.2.1 --ctreplsrc 192.0.2.9 --ctorigdstport 53:54 -j CF/masq",
             " -i eth0 -p udp -m udp --dport 53 -m conntrack ! --ctstate INVALID,RELATED,ESTABLISHED,UNTRACKED,DNAT -j CF",
             " ! -d ::1/128 -p tcp -m tcp --dport 80 -j CF",
+            " ! -i lo -p tcp -m tcp --dport 80 -j CF",
+            " -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
             " -j ACCEPT",
             " -j DROP",
             " -j MASQUERADE",

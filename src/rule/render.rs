@@ -22,6 +22,9 @@ impl fmt::Display for Rule {
         if let Some(name) = &self.in_interface {
             write!(out, " -i {name}")?;
         }
+        if let Some(name) = &self.not_in_interface {
+            write!(out, " ! -i {name}")?;
+        }
         if let Some(name) = &self.out_interface {
             write!(out, " -o {name}")?;
         }
@@ -57,6 +60,7 @@ impl fmt::Display for Connection {
         match self.state {
             None => Ok(()),
             Some(ConnectionState::Translated) => out.write_str(" --ctstate DNAT"),
+            Some(ConnectionState::Established) => write!(out, " --ctstate {ESTABLISHED}"),
             Some(ConnectionState::Untouched) => write!(out, " ! --ctstate {UNTOUCHED}"),
         }?;
         if let Some(protocol) = self.protocol {
@@ -77,6 +81,9 @@ impl fmt::Display for Connection {
         Ok(())
     }
 }
+
+/// The states of [`ConnectionState::Established`].
+pub(super) const ESTABLISHED: &str = "RELATED,ESTABLISHED";
 
 /// The states that a connection is not in when it is
 /// [`ConnectionState::Untouched`], in the order in which iptables saves them.

@@ -30,3 +30,4 @@ mod model;
 mod property;
 mod spec;
 mod tidy;
+mod trust;

@@ -196,7 +196,10 @@ impl Model {
                         head.insert(i32::from(option != "-s"), said.collect());
                     }
                 }
-                "-i" => drop(head.insert(2, vec![option.to_owned(), value(1)?])),
+                "-i" => {
+                    let said = bang().into_iter().chain([option.to_owned(), value(1)?]);
+                    head.insert(2, said.collect());
+                }
                 "-o" => drop(head.insert(3, vec![option.to_owned(), value(1)?])),
                 "-p" => {
                     let name = match value(1)?.as_str() {

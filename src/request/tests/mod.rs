@@ -207,7 +207,10 @@ fn every_error_names_the_attribute_the_item_and_the_way_out() {
             json!({"state": "gone"}),
             "state: `gone` is not one of: present, absent",
         ),
-        (json!({"mode": true}), "mode: `true` is not a string"),
+        (
+            json!({"mode": true}),
+            "mode: `true` is not one of: nth, random",
+        ),
         (
             json!({"destination_port": null}),
             "destination_port: is missing; it says what is balanced, and \"0:65535\" is every port",
