@@ -14,10 +14,19 @@ use crate::ruleset::{Chain, Counters, Owned, Ruleset, SavedRule};
 pub fn transaction(changes: &[Change], family: Family, found: &Ruleset) -> Option<Vec<u8>> {
     let changes = changes.iter().filter(|change| change.family == family);
     let mut text = Vec::new();
+    let replaces = !loses_replacements(found.version.as_deref());
     for (table, changes) in blocks(changes) {
-        block(table, &changes, found.owned(table), &mut text);
+        block(table, &changes, found.owned(table), replaces, &mut text);
     }
     (!text.is_empty()).then_some(text)
+}
+
+/// Before 1.8.3 iptables-nft-restore only heeded the first `-R` of a
+/// transaction (netfilter bug 1348).
+fn loses_replacements(version: Option<&str>) -> bool {
+    let parts = version.map(|version| version.split('.').map(str::parse));
+    let numbers = parts.map(Iterator::collect::<Result<Vec<u32>, _>>);
+    numbers.is_some_and(|numbers| numbers.is_ok_and(|numbers| numbers < vec![1, 8, 3]))
 }
 
 /// The changes by table, in an order in which nothing slips through in between
@@ -62,7 +71,7 @@ fn blocks<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<(Table, Vec<&'a 
 
 /// Chains that go may lead to each other, so all of them are emptied before
 /// the first is deleted.
-fn block(table: Table, changes: &[&Change], found: &Owned, text: &mut Vec<u8>) {
+fn block(table: Table, changes: &[&Change], found: &Owned, replaces: bool, text: &mut Vec<u8>) {
     text.extend(format!("*{}\n", table.as_str()).into_bytes());
     for edits in changes.chunk_by(|one, next| one.chain == next.chain) {
         let chain = &edits[0].chain;
@@ -76,7 +85,7 @@ fn block(table: Table, changes: &[&Change], found: &Owned, text: &mut Vec<u8>) {
         for change in edits {
             match refill {
                 true => fill(chain, &change.action, text),
-                false => step(chain, &change.action, text),
+                false => step(chain, &change.action, replaces, text),
             }
         }
     }
@@ -105,8 +114,12 @@ fn fill(chain: &str, action: &Action, text: &mut Vec<u8>) {
     }
 }
 
-fn step(chain: &str, action: &Action, text: &mut Vec<u8>) {
+fn step(chain: &str, action: &Action, replaces: bool, text: &mut Vec<u8>) {
     match action {
+        Action::Replace { at, rule, .. } if !replaces => {
+            text.extend(format!("-D {chain} {at}\n").into_bytes());
+            line(&format!("-I {chain} {at}"), Some(rule.counters), rule, text);
+        }
         Action::CreateChain => text.extend(format!(":{chain} - [0:0]\n").into_bytes()),
         Action::Append(rule) => line(&format!("-A {chain}"), Some(rule.counters), rule, text),
         Action::Insert(1, rule) => line(&format!("-I {chain}"), Some(rule.counters), rule, text),
@@ -133,4 +146,47 @@ fn line(command: &str, counters: Option<Counters>, rule: &SavedRule, text: &mut 
     }
     text.extend(&rule.text);
     text.push(b'\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_versions_are_told_in_other_words() {
+        let rule = |text: &str| SavedRule::new(Table::Nat, text.as_bytes(), Counters::default());
+        let change = Change {
+            family: Family::Ipv4,
+            table: Table::Nat,
+            chain: "W".to_owned(),
+            action: Action::Replace {
+                at: 2,
+                before: rule(" -j ACCEPT").into(),
+                rule: rule(" -j RETURN"),
+            },
+        };
+        let text = |version: Option<&str>| {
+            let found = Ruleset {
+                version: version.map(str::to_owned),
+                ..Ruleset::default()
+            };
+            let text = transaction(std::slice::from_ref(&change), Family::Ipv4, &found);
+            String::from_utf8(text.unwrap()).unwrap()
+        };
+        let replaced = "*nat\n-R W 2 -j RETURN\nCOMMIT\n";
+        for version in [
+            None,
+            Some("1.8.3"),
+            Some("1.8.9"),
+            Some("1.8.11"),
+            Some("2.0"),
+            Some("x"),
+        ] {
+            assert_eq!(text(version), replaced, "{version:?}");
+        }
+        for version in ["1.8.2", "1.8.0", "1.6.1", "1.4.21"] {
+            let old = "*nat\n-D W 2\n-I W 2 -j RETURN\nCOMMIT\n";
+            assert_eq!(text(Some(version)), old, "{version}");
+        }
+    }
 }

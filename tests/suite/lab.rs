@@ -202,7 +202,8 @@ impl Namespace {
         let program = directory.join(name);
         fs::write(&program, script).expect("a script");
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
-        let path = format!("PATH={}:/usr/sbin:/usr/bin:/sbin:/bin", directory.display());
+        let path = std::env::var("PATH").expect("PATH");
+        let path = format!("PATH={}:{path}", directory.display());
         let output = self.feed(&[&["env", &path], arguments].concat(), input);
         fs::remove_file(program).expect("it is still there");
         output

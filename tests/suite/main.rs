@@ -26,6 +26,7 @@ mod golden;
 mod host;
 mod kernel;
 mod lab;
+mod long_run;
 mod model;
 mod property;
 mod spec;
