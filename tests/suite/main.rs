@@ -21,6 +21,8 @@ mod cli;
 mod connections;
 mod effects;
 mod fake;
+mod fuzz;
+mod fuzzed;
 mod gateway;
 mod golden;
 mod host;

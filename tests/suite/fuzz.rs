@@ -1,0 +1,127 @@
+//! A short run of the fuzz targets on every test run: all recorded inputs, and
+//! variations of them. `FUZZ` says how many of each; `SEED` repeats a run.
+
+use std::fs;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::fuzzed;
+
+/// What stands where others are taken from, so that variations hit upon words.
+const WORDS: [&str; 24] = [
+    "\"",
+    "\\",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    ":",
+    "\n",
+    "-A W ",
+    "-j W\n",
+    "! ",
+    "\"weight\": ",
+    "null",
+    "true",
+    "0",
+    "-1",
+    "4294967296",
+    "10.9.0.1",
+    "fd09::1",
+    "[fd09::1]:80",
+    "*nat\n",
+    "COMMIT\n",
+    "\u{0}",
+];
+
+struct Dice(u64);
+
+impl Dice {
+    fn throw(&mut self, sides: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % sides.max(1)
+    }
+
+    fn varied(&mut self, inputs: &[Vec<u8>]) -> Vec<u8> {
+        let mut input = inputs[self.throw(inputs.len())].clone();
+        for _ in 0..=self.throw(4) {
+            let at = self.throw(input.len() + 1);
+            let end = (at + self.throw(12)).min(input.len());
+            match self.throw(5) {
+                0 => drop(input.drain(at..end)),
+                1 => drop(input.splice(at..at, WORDS[self.throw(WORDS.len())].bytes())),
+                2 => drop(input.splice(at..end, WORDS[self.throw(WORDS.len())].bytes())),
+                3 => {
+                    let other = &inputs[self.throw(inputs.len())];
+                    let from = self.throw(other.len() + 1);
+                    drop(input.splice(at.., other[from..].iter().copied()));
+                }
+                _ => {
+                    if let Some(byte) = input.get_mut(at) {
+                        *byte ^= 1 << self.throw(8);
+                    }
+                }
+            }
+        }
+        input
+    }
+}
+
+fn run(target: &str, body: fn(&[u8])) {
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .map(|text| text.parse::<u64>().unwrap())
+    };
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
+    let seed = number("SEED").unwrap_or(now);
+    println!("SEED={seed}");
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fuzz/corpus")
+        .join(target);
+    let mut files: Vec<_> = fs::read_dir(corpus)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    let inputs: Vec<Vec<u8>> = files.iter().map(|file| fs::read(file).unwrap()).collect();
+    assert!(inputs.len() >= 3, "{target} has no inputs");
+    inputs.iter().for_each(|input| body(input));
+    let mut dice = Dice(seed);
+    for _ in 0..number("FUZZ").unwrap_or(3000) {
+        let input = dice.varied(&inputs);
+        let tried = std::panic::catch_unwind(|| body(&input));
+        assert!(
+            tried.is_ok(),
+            "{target} fails for {:?}",
+            String::from_utf8_lossy(&input)
+        );
+    }
+}
+
+#[test]
+fn any_request() {
+    run("request", fuzzed::request);
+}
+
+#[test]
+fn any_dump() {
+    run("dump", fuzzed::dump);
+}
+
+#[test]
+fn any_session_of_cfengine() {
+    run("session", fuzzed::session);
+}
+
+#[test]
+fn any_request_on_any_host() {
+    run("host", fuzzed::host);
+}

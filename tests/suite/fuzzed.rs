@@ -1,0 +1,180 @@
+//! What must hold for any input at all. `tests/fuzz` runs these under
+//! cargo-fuzz for as long as you like; here each runs on its recorded inputs
+//! and on some thousand variations of them.
+
+use iptables_balance::converge::converge;
+use iptables_balance::net::Family;
+use iptables_balance::outcome::Run;
+use iptables_balance::plan::Plan;
+use iptables_balance::report::Report;
+use iptables_balance::request::{Draft, Name, Request, json};
+use iptables_balance::rule::Rule;
+use iptables_balance::ruleset::Ruleset;
+use iptables_balance::{cfengine, diff, restore};
+use serde_json::Value;
+
+use crate::fake::Fake;
+use crate::model::Model;
+
+/// A request is refused in one line that names something, or its rules are the
+/// only lines of the transaction.
+pub fn request(input: &[u8]) {
+    let Ok(Value::Object(object)) = json::parse(input) else {
+        return;
+    };
+    match Draft::from_json(object) {
+        Err(error) => {
+            let text = error.to_string();
+            assert!(
+                !text.is_empty() && !text.contains(char::is_control),
+                "{text:?}"
+            );
+        }
+        Ok(draft) => {
+            if let Ok(request) = draft.resolve(&|_| Ok(vec!["192.0.2.77".parse().unwrap()])) {
+                only_our_lines(&request);
+            }
+        }
+    }
+}
+
+fn only_our_lines(request: &Request) {
+    let plan = Plan::new(request);
+    let nothing = Ruleset::default();
+    for family in Family::BOTH {
+        let changes = diff::to_plan(&plan, family, &nothing);
+        let Some(text) = restore::transaction(&changes, family, &nothing) else {
+            continue;
+        };
+        let text = String::from_utf8(text).unwrap();
+        let name = request.name.as_str();
+        for line in text.lines() {
+            let mut words = line.split(' ');
+            let (command, chain) = (words.next().unwrap(), words.next().unwrap_or_default());
+            let is_ours = match command {
+                "*nat" | "*filter" | "COMMIT" => chain.is_empty(),
+                "-A" | "-I" => {
+                    let target = line.rsplit_once(['j', 'g']).is_some();
+                    let leads = ["PREROUTING", "OUTPUT", "POSTROUTING", "INPUT", "FORWARD"];
+                    target
+                        && (leads.contains(&chain)
+                            || chain == name
+                            || chain.starts_with(&format!("{name}/")))
+                }
+                declared => {
+                    declared == format!(":{name}") || declared.starts_with(&format!(":{name}/"))
+                }
+            };
+            assert!(
+                is_ours && !line.contains(char::is_control),
+                "{line:?} in\n{text}"
+            );
+        }
+    }
+}
+
+/// A dump is refused, or what is kept of it is read again as the same.
+pub fn dump(input: &[u8]) {
+    let name = Name::new("W").unwrap();
+    let Ok(read) = Ruleset::read(input, &name) else {
+        return;
+    };
+    for (table, owned) in &read.tables {
+        let rules = owned.chains.values().flat_map(|chain| &chain.rules);
+        for rule in rules.chain(owned.leads.iter().map(|lead| &lead.rule)) {
+            if let Some(meaning) = &rule.meaning {
+                assert_eq!(
+                    Rule::parse(*table, &meaning.to_string()).as_ref(),
+                    Ok(meaning)
+                );
+            }
+        }
+    }
+}
+
+/// Whatever the agent sends, it gets replies that are whole, each with an
+/// operation and a result.
+pub fn session(input: &[u8]) {
+    let mut session = b"cf-agent 3.21.0 v1\n\n".to_vec();
+    session.extend(input);
+    let mut out = Vec::new();
+    cfengine::run(session.as_slice(), &mut out, |_, _, _| Report::default()).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    let mut replies = text.split_terminator("\n\n");
+    assert!(
+        replies.next().unwrap().starts_with("iptables_balance "),
+        "{text}"
+    );
+    for reply in replies {
+        let last = reply.lines().last().unwrap();
+        let reply: Value =
+            serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {text}"));
+        assert!(
+            reply["operation"].is_string() && reply["result"].is_string(),
+            "{reply}"
+        );
+    }
+}
+
+/// A request and lines of rules, divided by a line `%`, on a model of iptables:
+/// it converges in one run, the second does nothing, and others' rules stay.
+pub fn host(input: &[u8]) {
+    let text = String::from_utf8_lossy(input);
+    let (wanted, rules) = text.split_once("\n%\n").unwrap_or((&text, ""));
+    let Ok(Value::Object(mut object)) = json::parse(wanted.as_bytes()) else {
+        return;
+    };
+    object.insert("name".to_owned(), "W".into());
+    object.remove("chain");
+    let Ok(request) = Request::from_json(object) else {
+        return;
+    };
+    if request
+        .balancer()
+        .is_some_and(|balancer| balancer.pools.iter().any(|pool| pool.backends.len() > 200))
+    {
+        return;
+    }
+    let models = [false, true].map(|ipv6| {
+        let mut model = Model::new(ipv6);
+        model
+            .restore("*nat\n:DOCKER - [0:0]\n:W - [0:0]\n:W/old - [0:0]\nCOMMIT\n")
+            .unwrap();
+        for rule in rules.lines() {
+            // What iptables would refuse is not there.
+            let _ = model.restore(&format!("*nat\n{rule}\nCOMMIT\n"));
+            let _ = model.restore(&format!("*filter\n{rule}\nCOMMIT\n"));
+        }
+        model
+    });
+    let [ipv4, ipv6] = models;
+    let host = Fake::new(ipv4, ipv6);
+    let before = host.dump();
+    let others = foreign(&before);
+    let Ok(foretold) = converge(&host, &request, Run::Check) else {
+        return;
+    };
+    assert_eq!(foreign(&host.dump()), others);
+    let done = converge(&host, &request, Run::Apply).unwrap();
+    if let Some(failure) = &done.failure {
+        // A rule of others that leads into a chain of ours by a negated or unknown way cannot be deleted.
+        assert!(
+            failure.ends_with("; the host is as before"),
+            "{failure}\n{text}"
+        );
+        assert_eq!(foreign(&host.dump()), others);
+        return;
+    }
+    assert_eq!(done.steps.changes, foretold.steps.changes);
+    assert_eq!(foreign(&host.dump()), others);
+    let again = converge(&host, &request, Run::Apply).unwrap();
+    assert!(again.steps.is_empty(), "{:?}\n{text}", again.steps);
+}
+
+fn foreign(dump: &str) -> Vec<&str> {
+    let is_ours = |line: &&str| {
+        let mut words = line.split([' ', ':']);
+        words.any(|word| word == "W" || word.starts_with("W/"))
+    };
+    dump.lines().filter(|line| !is_ours(line)).collect()
+}
