@@ -150,7 +150,85 @@ fn line(command: &str, counters: Option<Counters>, rule: &SavedRule, text: &mut 
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+    use crate::change::applied;
+    use crate::diff;
+    use crate::plan::Plan;
+    use crate::request::Request;
+
+    /// What a transaction does to chains, in order, from one request to another.
+    fn order(from: &Value, to: &Value) -> Vec<String> {
+        let plan = |request: &Value| {
+            let object = request.as_object().unwrap().clone();
+            Plan::new(&Request::from_json(object).unwrap())
+        };
+        let found = diff::to_plan(&plan(from), Family::Ipv4, &Ruleset::default());
+        let found = applied(&found, Family::Ipv4, &Ruleset::default());
+        let changes = diff::to_plan(&plan(to), Family::Ipv4, &found);
+        let text = transaction(&changes, Family::Ipv4, &found).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let is_step = |line: &&str| line.starts_with(['*', ':']) || line.starts_with("-X");
+        text.lines().filter(is_step).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn filter_is_ready_before_nat_needs_it_and_the_mark_outlives_it() {
+        let plain = json!({"name": "W", "destination_port": 80, "backends": "192.0.2.1"});
+        let with = |name: &str, value: Value| {
+            let mut request = plain.clone();
+            request[name] = value;
+            request
+        };
+        let absent = json!({"name": "W", "state": "absent"});
+        let forward = with("forward", json!(true));
+        assert_eq!(
+            order(&absent, &forward),
+            [
+                "*nat",
+                ":W/filter - [0:0]",
+                "*filter",
+                ":W/forward - [0:0]",
+                "*nat",
+                ":W - [0:0]"
+            ]
+        );
+        assert_eq!(
+            order(&forward, &absent),
+            [
+                "*nat",
+                "-X W",
+                "*filter",
+                "-X W/forward",
+                "*nat",
+                "-X W/filter"
+            ]
+        );
+        let empty = with("backends", json!("192.0.2.1 weight=0"));
+        assert_eq!(
+            order(&plain, &empty),
+            [
+                "*nat",
+                ":W/filter - [0:0]",
+                "*filter",
+                ":W/refuse - [0:0]",
+                "*nat",
+                ":W/drain - [0:0]"
+            ]
+        );
+        assert_eq!(
+            order(&empty, &plain),
+            [
+                "*nat",
+                "-X W/drain",
+                "*filter",
+                "-X W/refuse",
+                "*nat",
+                "-X W/filter"
+            ]
+        );
+    }
 
     #[test]
     fn old_versions_are_told_in_other_words() {

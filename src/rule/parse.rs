@@ -335,8 +335,12 @@ fn known_match(name: &str) -> Option<()> {
     KNOWN.contains(&name).then_some(())
 }
 
+/// Of a chain, a target or an interface: these have nothing in them that would
+/// have to be quoted.
 fn name(text: &str) -> Option<String> {
-    (!text.is_empty()).then(|| text.to_owned())
+    let odd =
+        |letter: char| letter.is_whitespace() || letter.is_control() || "\"'\\".contains(letter);
+    (!text.is_empty() && !text.contains(odd)).then(|| text.to_owned())
 }
 
 /// Also with a netmask: `10.0.0.0/255.0.0.0`
@@ -520,6 +524,8 @@ mod tests {
             "-j MASQUERADE --random",
             "-j REJECT --reject-with icmp-host-unreachable",
             "-j DNAT -j SNAT --to-source 192.0.2.1",
+            "-j \"CF -p tcp\"",
+            "-i \"eth 0\" -j CF",
             "-m conntrack --ctreplsrc 192.0.2.1 --ctreplsrc 192.0.2.2 -j CF",
             "-m conntrack ! --ctorigdstport 80 -j CF",
             "-m conntrack --ctdir REPLY -j CF",

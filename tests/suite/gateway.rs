@@ -469,3 +469,74 @@ fn forwarding_is_switched_on_and_left_on() {
         assert_eq!(value, "1\n");
     }
 }
+
+/// Docker 28's rules as it writes them, for a container 10.9.0.5 behind a bridge
+/// that is `back` here, of which port 8080 is published.
+const DOCKER: &str = "*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT ! -d 127.0.0.0/8 -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -s 10.9.0.5/32 ! -o back -j MASQUERADE
+-A DOCKER ! -i back -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.9.0.5:8080
+COMMIT
+*filter
+:FORWARD DROP [0:0]
+:DOCKER - [0:0]
+:DOCKER-BRIDGE - [0:0]
+:DOCKER-CT - [0:0]
+:DOCKER-FORWARD - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-ISOLATION-STAGE-2 - [0:0]
+:DOCKER-USER - [0:0]
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-FORWARD
+-A DOCKER -d 10.9.0.5/32 ! -i back -o back -p tcp -m tcp --dport 8080 -j ACCEPT
+-A DOCKER ! -i back -o back -j DROP
+-A DOCKER-BRIDGE -o back -j DOCKER
+-A DOCKER-CT -o back -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A DOCKER-FORWARD -j DOCKER-CT
+-A DOCKER-FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A DOCKER-FORWARD -j DOCKER-BRIDGE
+-A DOCKER-FORWARD -i back -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i back ! -o back -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-2 -o back -j DROP
+COMMIT
+";
+
+#[test]
+fn beside_docker_both_work() {
+    for variant in VARIANTS {
+        let lab = lab("tcp");
+        let (client, gateway) = (&lab.client, &lab.gateway);
+        gateway.restore(&format!("iptables-{variant}-restore"), DOCKER);
+        let rules = || {
+            let dump = gateway.run(&[&format!("iptables-{variant}-save")]);
+            let theirs = dump.lines().filter(|line| !line.starts_with('#'));
+            let theirs = theirs.filter(|line| !line.contains(" W") && !line.contains(":W"));
+            let quiet = theirs.map(|line| line.split(" [").next().unwrap().to_owned());
+            quiet.collect::<Vec<_>>()
+        };
+        let before = rules();
+        let mut request = balancer(variant, &json!({"forward": true, "masquerade": true}));
+        request["backends"] = json!("10.9.0.1,10.9.0.2");
+        for port in [json!(5308), json!("5308,8080")] {
+            request["destination_port"] = port;
+            settle(gateway, &request);
+            assert_eq!(rules(), before, "{variant}");
+            let balanced = ask(client, "tcp", "10.8.0.1:5308", &[]);
+            assert!(
+                balanced.iter().all(|one| one.ends_with("from 10.9.0.254")),
+                "{balanced:?}"
+            );
+            // Published before us: Docker's, and not masqueraded.
+            let published = ask(client, "tcp", "10.8.0.1:8080", &[]);
+            assert_eq!(published, ["10.9.0.5 from 10.8.0.2"; 2], "{variant}");
+            assert_eq!(ask(client, "tcp", "10.9.0.3:80", &[])[0], "TimeoutError");
+        }
+        settle(
+            gateway,
+            &json!({"name": "W", "variant": variant, "state": "absent"}),
+        );
+        assert_eq!(rules(), before, "{variant}");
+    }
+}

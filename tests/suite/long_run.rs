@@ -126,6 +126,9 @@ fn run(variant: &str, seed: u64, steps: usize) {
     }
     for step in 0..steps {
         let context = format!("{variant}, SEED={seed}, step {step}");
+        if step % 500 == 499 {
+            println!("{context}");
+        }
         if dice.once_in(4) {
             let edit = dice.foreign();
             gateway.restore(&format!("iptables-{variant}-restore"), &edit);

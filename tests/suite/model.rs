@@ -104,7 +104,8 @@ impl Model {
             return Ok(());
         }
         let words = split(line)?;
-        let (command, name) = (words[0].as_str(), words.get(1).ok_or("no chain")?.as_str());
+        let command = words.first().ok_or("no command")?.as_str();
+        let name = words.get(1).ok_or("no chain")?.as_str();
         match command {
             "-X" => {
                 let chain = table.get(name).ok_or("no such chain")?;
@@ -261,6 +262,12 @@ impl Model {
             at += taken;
         }
         matches.iter().try_for_each(|found| lawful(found))?;
+        if !tail
+            .first()
+            .is_some_and(|word| word == "-j" || word == "-g")
+        {
+            return Err("no target, or its option before it".into());
+        }
         let target = tail.get(1).ok_or("no target")?.as_str();
         let (home, length) = match target {
             "DNAT" | "SNAT" => ("nat", 4),

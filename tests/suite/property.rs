@@ -297,6 +297,29 @@ fn where_undoing_fails_too_it_says_what_is_left() {
     assert!(!outcome.steps.changes.is_empty());
 }
 
+/// Somebody else writes right after us: what is there then is compared anew, but
+/// not for ever.
+#[test]
+fn what_others_spoil_meanwhile_is_mended_a_few_times() {
+    let request = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
+    let spoiled = |times: usize| {
+        let mut host = Fake::new(Model::new(false), Model::new(true));
+        host.faults = (0..times).map(|at| (at, Fault::Spoil)).collect();
+        (run(&host, &request, Run::Apply), host)
+    };
+    let (mended, host) = spoiled(1);
+    assert_eq!(mended.failure, None);
+    assert!(run(&host, &request, Run::Apply).steps.is_empty());
+    let (given_up, host) = spoiled(2);
+    let failure = given_up.failure.unwrap();
+    assert!(
+        failure.contains("reading them again shows something else"),
+        "{failure}"
+    );
+    assert!(failure.ends_with("; the host is as before"), "{failure}");
+    assert!(!host.dump().contains(":W"));
+}
+
 /// The first of two jumps that mean the same stays where it is; rules that are
 /// right keep their counters and their place in the turns.
 #[test]
