@@ -80,7 +80,11 @@ fn masquerade_is_for_the_balanced_connections_alone() {
             ["fd09::1 from fd09::fe", "fd09::2 from fd09::fe"],
             "{variant}"
         );
-        // Not balanced: another port, and the same port sent on by somebody else.
+        // Not balanced: another port, also of a backend, and the same port sent on by somebody else.
+        assert_eq!(
+            ask(client, "tcp", "10.9.0.1:8080", &[])[0],
+            "10.9.0.1 from 10.8.0.2"
+        );
         assert_eq!(
             ask(client, "tcp", "10.9.0.3:8080", &[])[0],
             "10.9.0.3 from 10.8.0.2"
@@ -249,6 +253,7 @@ fn an_empty_pool_refuses_drops_or_passes() {
     for variant in VARIANTS {
         for kind in ["tcp", "udp"] {
             let mut lab = lab(kind);
+            lab.gateway.serve(kind, &["127.0.0.1:5308", "[::1]:5308"]);
             lab.gateway
                 .serve(kind, &["10.8.0.1:5308", "[fd08::1]:5308", "10.8.0.1:8080"]);
             let (client, gateway) = (&lab.client, &lab.gateway);
@@ -300,6 +305,14 @@ fn an_empty_pool_refuses_drops_or_passes() {
             }
 
             settle(gateway, &empty("drop", &json!({})));
+            // What this host sends to itself was never balanced.
+            for itself in ["127.0.0.1:5308", "[::1]:5308", "10.8.0.1:5308"] {
+                let answer = ask(gateway, kind, itself, &[])[0].clone();
+                assert!(
+                    itself.contains(&answer),
+                    "{variant} {kind} {itself} {answer}"
+                );
+            }
             for target in targets {
                 let (answer, took) = timed(target);
                 assert_eq!(answer, "TimeoutError", "{variant} {kind} {target}");
@@ -388,6 +401,23 @@ fn a_drained_backend_keeps_its_connections_until_it_is_gone() {
                 format!("-p udp --reply-src {one} --reply-port-src 5308")
             );
             answers(other);
+        }
+    }
+}
+
+/// Who was let through stays so, whatever becomes of the list.
+#[test]
+fn taking_a_backend_off_the_list_cuts_nobody_off() {
+    for variant in VARIANTS {
+        let lab = lab("udp");
+        closed(&lab.gateway, variant);
+        let more = json!({"protocol": "udp", "forward": true, "disconnect": "never"});
+        let mut request = balancer(variant, &more);
+        for backends in [json!("10.9.0.1"), json!("10.9.0.2"), json!([])] {
+            request["backends"] = backends;
+            settle(&lab.gateway, &request);
+            let answer = from_4000(&lab, "10.8.0.1:5308");
+            assert_eq!(answer, "10.9.0.1 from 10.8.0.2", "{variant} {request}");
         }
     }
 }
