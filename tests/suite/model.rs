@@ -452,7 +452,8 @@ fn lawful(found: &[String]) -> Result<(), String> {
         found
             .iter()
             .position(|word| word == name)
-            .map(|at| found[at + 1].as_str())
+            .and_then(|at| found.get(at + 1))
+            .map(String::as_str)
     };
     if found[1] != "statistic" {
         return Ok(());
