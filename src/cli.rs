@@ -266,7 +266,11 @@ fn planned(
     let mut text = Vec::new();
     for family in &families {
         let changes = diff::to_plan(&plan, *family, &found);
-        let Some(transaction) = restore::transaction(&changes, *family, &found) else {
+        let transaction = match current {
+            Some(_) => restore::transaction(&changes, *family, &found),
+            None => restore::from_nothing(&changes, *family),
+        };
+        let Some(transaction) = transaction else {
             continue;
         };
         if families.len() > 1 {

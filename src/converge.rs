@@ -54,6 +54,7 @@ pub fn converge(host: &impl Host, request: &Request, run: Run) -> Result<Outcome
     let ending = disconnect::foreseen(host, request, &errand.plan, &before.rules, &steps.changes);
     told.extend(warnings::all(host, request, &facts, &before, &steps, run));
     told.extend(ending.warning.clone());
+    told.extend(still_at_boot(host, request));
     steps.effects.extend(ending.effects());
     let mut outcome = Outcome {
         variant: host.variant(),
@@ -116,6 +117,29 @@ fn files(
         files.insert(besides::SETTINGS.into(), None);
     }
     Ok(files)
+}
+
+/// The files that are loaded at boot and have something of a balancer that is
+/// not asked to be kept there.
+fn still_at_boot(host: &impl Host, request: &Request) -> Vec<String> {
+    if request.persist != Persist::No {
+        return Vec::new();
+    }
+    let files = host.boot_files().unwrap_or_default();
+    let has_some = |path: &&PathBuf| {
+        let text = host.load(path).ok().flatten().unwrap_or_default();
+        let read = Ruleset::read(text.as_slice(), &request.name);
+        read.is_ok_and(|ruleset| !ruleset.is_empty())
+    };
+    let found = files.values().filter(has_some);
+    found
+        .map(|path| {
+            format!(
+                "`{}` has something of the balancer too, and is loaded at boot; `persist: true` looks after it",
+                path.display()
+            )
+        })
+        .collect()
 }
 
 /// What would be there after the steps.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::net::{Family, Ports, Protocol};
+use crate::net::{self, Family, Ports, Protocol};
 use crate::request::{Backend, Balancer, Destination, WhenEmpty};
 
 /// What is known of the host that a request is for.
@@ -38,6 +38,7 @@ pub struct Ssh {
 /// # Errors
 /// Why it is not built, and what to do.
 pub fn check(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> {
+    check_loopback_destination(balancer, facts)?;
     let mut warnings = Vec::new();
     let backends = balancer.pools.iter().flat_map(|pool| &pool.backends);
     for backend in backends.filter(|backend| backend.weight > 0) {
@@ -120,6 +121,33 @@ fn check_loopback(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Resu
     }
 }
 
+/// What this host sends to a loopback address comes from one, and the answers
+/// would have to come in from elsewhere to it.
+fn check_loopback_destination(balancer: &Balancer, facts: &Facts) -> Result<(), String> {
+    let Destination::Networks(networks) = &balancer.destination else {
+        return Ok(());
+    };
+    let mut loopback = networks
+        .iter()
+        .filter(|network| network.addr().is_loopback());
+    let Some(network) =
+        loopback.find(|network| network.addr().is_ipv6() || facts.route_localnet.is_empty())
+    else {
+        return Ok(());
+    };
+    let way_out = match network {
+        IpNet::V4(_) => {
+            ", or switch that on with `sysctl net.ipv4.conf.INTERFACE.route_localnet=1` where the backends are"
+        }
+        IpNet::V6(_) => "",
+    };
+    Err(format!(
+        "destination: `{}` is a loopback address, to which the kernel lets no answer in from elsewhere; name another \
+         address of this host{way_out}",
+        net::shortest(network)
+    ))
+}
+
 /// Whether an interface goes by a name, of which a trailing `+` is any ending.
 fn fits(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('+') {
@@ -163,7 +191,7 @@ fn check_ssh(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> 
             "{what}; new connections of that kind are the balancer's"
         )]),
         (false, None) => Err(format!(
-            "{what}, so you could not come back; leave it out, or name with `destination` what is balanced \
+            "{what}, so you could not come back; leave it out, or name with `destination` or `in_interface` what is balanced \
              (`destination: {}` if that is what you want)",
             ssh.server
         )),
@@ -281,6 +309,20 @@ mod tests {
             request["backends"] = json!("127.0.0.1:8080");
             assert_eq!(checked(&request), Ok(vec![]), "{fine}");
         }
+    }
+
+    #[test]
+    fn loopback_is_balanced_only_where_answers_get_in() {
+        let local = |destination: &str, backends: &str| {
+            checked(
+                &json!({"local_traffic": true, "destination": destination, "backends": backends}),
+            )
+        };
+        assert_eq!(local("127.0.0.0/8", "192.0.2.1"), Ok(vec![]));
+        refused(
+            &json!({"destination": "::1", "backends": "fd00::1"}),
+            "destination: `::1` is a loopback address",
+        );
     }
 
     #[test]

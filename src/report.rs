@@ -145,8 +145,8 @@ impl Report {
                 Wanted::Absent => Vec::new(),
             },
             diff: diff.then(|| Diff {
-                before: owned_text(&outcome.before, steps),
-                after: owned_text(&outcome.after, steps),
+                before: owned_text(&outcome.before, steps, Moment::Before),
+                after: owned_text(&outcome.after, steps, Moment::After),
                 before_header: format!("{} (before)", request.name.as_str()),
                 after_header: format!("{} (after)", request.name.as_str()),
             }),
@@ -263,14 +263,24 @@ fn shares(request: &Request, balancer: &Balancer, after: &State) -> Vec<Reported
     reported
 }
 
+/// Connections are there before they are ended, and not after.
+#[derive(Clone, Copy, PartialEq)]
+enum Moment {
+    Before,
+    After,
+}
+
 /// What is owned, as `iptables-save` would show it without the rest and
 /// without counters; and all else that is about to be changed.
-fn owned_text(state: &State, steps: &Steps) -> String {
+fn owned_text(state: &State, steps: &Steps, moment: Moment) -> String {
     let mut text = String::new();
     for (family, ruleset) in &state.rules {
         for (table, owned) in &ruleset.tables {
             let head = format!("{} {}", family.as_str(), table.as_str());
-            owned_table(&head, owned, &mut text);
+            let refused_at = ruleset
+                .forward_refuses_at
+                .filter(|_| *table == Table::Filter);
+            owned_table(&head, owned, refused_at, &mut text);
         }
     }
     for effect in &steps.effects {
@@ -284,7 +294,13 @@ fn owned_text(state: &State, steps: &Steps) -> String {
                     file_text(path, file, &mut text);
                 }
             }
-            Effect::Disconnect(_) => {}
+            Effect::Disconnect(gone) => {
+                let shown = match moment {
+                    Moment::Before => gone.shown() + "\n",
+                    Moment::After => String::new(),
+                };
+                let _ = write!(text, "# {} connections\n{shown}", gone.family.as_str());
+            }
         }
     }
     text
@@ -296,7 +312,7 @@ fn file_text(path: &Path, file: &File, text: &mut String) {
     match &file.ruleset {
         Some(ruleset) => {
             for (table, owned) in &ruleset.tables {
-                owned_table(&format!("{path} {}", table.as_str()), owned, text);
+                owned_table(&format!("{path} {}", table.as_str()), owned, None, text);
             }
         }
         None => {
@@ -306,13 +322,23 @@ fn file_text(path: &Path, file: &File, text: &mut String) {
     }
 }
 
-fn owned_table(head: &str, owned: &Owned, text: &mut String) {
+/// A rule of FORWARD after the first that refuses is in the wrong place, which
+/// is all that is wrong with it.
+fn owned_table(head: &str, owned: &Owned, refused_at: Option<u32>, text: &mut String) {
     if owned.is_empty() {
         return;
     }
     let chains = owned.chains.keys().map(|name| format!(":{name} - [0:0]"));
     let leads = owned.leads.iter();
-    let leads = leads.map(|lead| format!("-A {} {}", lead.chain, lead.rule.shown()));
+    let leads = leads.map(|lead| {
+        let late = lead.chain == "FORWARD" && refused_at.is_some_and(|at| lead.position > at);
+        let note = if late {
+            "   # after a rule that drops or rejects"
+        } else {
+            ""
+        };
+        format!("-A {} {}{note}", lead.chain, lead.rule.shown())
+    });
     let in_chain = |(name, chain): (&String, &Chain)| {
         let rules = chain.rules.iter();
         let lines = rules.map(|rule| format!("-A {name} {}", rule.shown()));

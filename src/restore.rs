@@ -21,12 +21,29 @@ pub fn transaction(changes: &[Change], family: Family, found: &Ruleset) -> Optio
     (!text.is_empty()).then_some(text)
 }
 
+/// The same for an empty host, where nobody sees what is in between: each table
+/// once, as a file that is loaded at boot has to have it.
+#[must_use]
+pub fn from_nothing(changes: &[Change], family: Family) -> Option<Vec<u8>> {
+    let mut text = Vec::new();
+    for table in [Table::Filter, Table::Nat] {
+        let of_table = |change: &&Change| change.family == family && change.table == table;
+        let changes: Vec<&Change> = changes.iter().filter(of_table).collect();
+        if !changes.is_empty() {
+            block(table, &changes, &Owned::default(), true, &mut text);
+        }
+    }
+    (!text.is_empty()).then_some(text)
+}
+
 /// Before 1.8.3 iptables-nft-restore only heeded the first `-R` of a
 /// transaction (netfilter bug 1348).
 fn loses_replacements(version: Option<&str>) -> bool {
-    let parts = version.map(|version| version.split('.').map(str::parse));
-    let numbers = parts.map(Iterator::collect::<Result<Vec<u32>, _>>);
-    numbers.is_some_and(|numbers| numbers.is_ok_and(|numbers| numbers < vec![1, 8, 3]))
+    let numbers = version.and_then(|version| {
+        let parts = version.split('.').map(|part| part.parse().ok());
+        parts.collect::<Option<Vec<u32>>>()
+    });
+    numbers.is_some_and(|numbers| numbers < vec![1, 8, 3])
 }
 
 /// The changes by table, in an order in which nothing slips through in between

@@ -8,6 +8,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::besides::SETTINGS;
+
 /// The text of a file, if it is there.
 ///
 /// # Errors
@@ -37,7 +39,8 @@ pub fn load(path: &Path) -> Result<Option<Vec<u8>>> {
 
 /// Replaces a file so that at every moment it is the old one or the new one,
 /// also after a crash. Its owner and mode stay; a new one has mode 0640, as
-/// Debian's own has. `None` removes it.
+/// Debian's own has, and 0644 where all can read the settings in `/proc`.
+/// `None` removes it.
 ///
 /// # Errors
 /// When it cannot be written. The old one is still there then.
@@ -46,7 +49,10 @@ pub fn store(path: &Path, text: Option<&[u8]>) -> Result<()> {
 }
 
 fn replace(path: &Path, text: Option<&[u8]>) -> Result<()> {
-    const NEW: u32 = 0o640;
+    let new = match path == Path::new(SETTINGS) {
+        true => 0o644,
+        false => 0o640,
+    };
     // What a symbolic link leads to is replaced, not the link.
     let target = match path.canonicalize() {
         Err(error) if error.kind() == ErrorKind::NotFound => path.to_owned(),
@@ -76,7 +82,7 @@ fn replace(path: &Path, text: Option<&[u8]>) -> Result<()> {
             chown(file.path(), Some(old.uid()), Some(old.gid()))?;
             old.mode() & 0o7777
         }
-        Err(_) => NEW,
+        Err(_) => new,
     };
     file.as_file()
         .set_permissions(fs::Permissions::from_mode(mode))?;

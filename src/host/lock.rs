@@ -10,9 +10,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::io::{FdFlags, fcntl_setfd};
 
 /// The lock, held until it is dropped; the kernel lets go of it when the
-/// process ends, however that comes about.
+/// process and those that it started have ended, however that comes about.
 #[derive(Debug)]
 pub struct Lock {
     _file: Option<File>,
@@ -49,7 +50,12 @@ impl Lock {
         let deadline = Instant::now() + wait;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Self { _file: Some(file) }),
+                Ok(()) => {
+                    // So that it is held until the last program that was started
+                    // has ended, also when we are killed before.
+                    fcntl_setfd(&file, FdFlags::empty())?;
+                    return Ok(Self { _file: Some(file) });
+                }
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                     thread::sleep(INTERVAL);
                 }

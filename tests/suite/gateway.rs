@@ -199,6 +199,11 @@ fn forward_lets_the_balanced_connections_through_and_no_others() {
         };
         before("-p tcp -j DROP");
         assert_eq!(ask(client, "tcp", "10.8.0.1:5308", &[])[0], "TimeoutError");
+        let seen = json!({"forward": true, "check": true, "diff": true});
+        let diff = gateway.apply(&balancer(variant, &seen))["diff"].clone();
+        let note = "-j W/forward   # after a rule that drops or rejects";
+        assert!(diff["before"].as_str().unwrap().contains(note), "{diff}");
+        assert!(!diff["after"].as_str().unwrap().contains(note), "{diff}");
         let moved = settle(gateway, &balancer(variant, &json!({"forward": true})));
         assert_eq!(actions(&moved), ["delete_rule", "insert_rule"], "{variant}");
         before("-p tcp -j MY-LOG");

@@ -207,6 +207,28 @@ fn persist_true_finds_what_is_loaded_at_boot() {
         "{message}"
     );
 
+    // A file that is loaded at boot is not forgotten.
+    let mut without = request.clone();
+    without["persist"] = json!(false);
+    for result in [
+        host.apply(&without),
+        host.apply(&json!({"name": "W", "state": "absent", "check": true})),
+    ] {
+        let warnings = result["warnings"].to_string();
+        assert!(
+            warnings.contains("`/etc/iptables/iptables.rules` has something of the balancer too"),
+            "{warnings}"
+        );
+    }
+    let mode = |path: &str| {
+        fs::metadata(host.etc.as_ref().unwrap().join(path))
+            .unwrap()
+            .mode()
+            & 0o777
+    };
+    assert_eq!(mode("sysctl.d/zz-iptables_balance.conf"), 0o644);
+    assert_eq!(mode("iptables/iptables.rules"), 0o640);
+
     let absent = json!({"name": "W", "state": "absent", "persist": true});
     assert_eq!(written(&host.apply(&absent)).len(), 2);
     assert_eq!(

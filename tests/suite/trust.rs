@@ -434,3 +434,32 @@ fn a_program_that_hangs_is_ended() {
         }
     });
 }
+
+/// What a killed run has started may still write, so until then nobody else does.
+#[test]
+fn the_lock_outlives_a_killed_run_as_long_as_what_it_started() {
+    let gateway = Namespace::new("g");
+    let bin = gateway.scratch().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let slow = bin.join("iptables-restore");
+    fs::write(
+        &slow,
+        "#!/bin/sh\nsleep 3\nexec /usr/sbin/iptables-restore \"$@\"\n",
+    )
+    .unwrap();
+    sh(&["chmod", "755", slow.to_str().unwrap()]);
+    let path = format!("PATH={}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let request = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1", "wait": 1});
+    let file = gateway.scratch().join("request");
+    fs::write(&file, request.to_string()).unwrap();
+    let mut run = gateway.command(&["env", &path, PROGRAM]);
+    run.stdin(File::open(&file).unwrap()).stdout(Stdio::null());
+    let mut run = run.spawn().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    run.kill().unwrap();
+    run.wait().unwrap();
+    let message = gateway.ask(&request)["msg"].to_string();
+    assert!(message.contains("another run held the lock"), "{message}");
+    thread::sleep(Duration::from_secs(3));
+    assert_eq!(gateway.ask(&request)["failed"], json!(false));
+}
