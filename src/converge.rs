@@ -12,7 +12,7 @@ use crate::besides::{self, Besides, Effect, File};
 use crate::change::{Change, applied};
 use crate::diff;
 use crate::disconnect::{self, Disconnected};
-use crate::guards;
+use crate::guards::{self, Facts};
 use crate::host::{Host, Look, Scope};
 use crate::net::{Family, Table};
 use crate::outcome::{Outcome, Run, State, Steps};
@@ -30,7 +30,10 @@ use crate::warnings;
 /// has been changed then; what fails later is in the [`Outcome`].
 pub fn converge(host: &impl Host, request: &Request, run: Run) -> Result<Outcome> {
     let plan = plan_for(host, request);
-    let facts = host.facts();
+    let facts = match request.balancer() {
+        Some(balancer) => host.facts(&guards::questions(balancer, &forwarding(host))),
+        None => Facts::default(),
+    };
     let mut told = match request.balancer() {
         Some(balancer) => guards::check(balancer, &facts).map_err(anyhow::Error::msg)?,
         None => Vec::new(),
@@ -72,6 +75,12 @@ pub fn converge(host: &impl Host, request: &Request, run: Run) -> Result<Outcome
         outcome.failure = Some(format!("{error:#}; {undone}"));
     }
     Ok(outcome)
+}
+
+/// Which families are forwarded, as far as that is known.
+fn forwarding(host: &impl Host) -> BTreeMap<Family, bool> {
+    let known = |family| Some((family, host.forwarding(family)?));
+    Family::BOTH.into_iter().filter_map(known).collect()
 }
 
 /// A pool without any backend is of no family in particular, so it is left out
@@ -176,13 +185,12 @@ struct Errand<'a, H> {
 
 impl<H: Host> Errand<'_, H> {
     fn look(&self, counters: Counters) -> Result<State> {
-        let forwarding = |family| Some((family, self.host.forwarding(family)?));
         let files = self.files.iter();
         let files = files.map(|(path, family)| Ok((path.clone(), self.file(path, *family)?)));
         Ok(State {
             rules: self.rules(counters)?,
             besides: Besides {
-                forwarding: Family::BOTH.into_iter().filter_map(forwarding).collect(),
+                forwarding: forwarding(self.host),
                 files: files.collect::<Result<_>>()?,
             },
         })

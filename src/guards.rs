@@ -12,7 +12,7 @@ use crate::request::{Backend, Balancer, Destination, WhenEmpty};
 /// What is known of the host that a request is for.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// The addresses that it has.
+    /// Which of the addresses asked for it has.
     pub own: Vec<IpAddr>,
     /// The ssh connection that this program runs over.
     pub ssh: Option<Ssh>,
@@ -20,6 +20,50 @@ pub struct Facts {
     pub route_localnet: Vec<String>,
     /// The families that at least one interface forwards.
     pub forwarding_somewhere: BTreeSet<Family>,
+}
+
+/// What has to be known of a host to look at a balancer; mostly little.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Questions {
+    /// Which of these addresses it has.
+    pub addresses: Vec<IpAddr>,
+    /// Whether this program runs over ssh.
+    pub ssh: bool,
+    /// Where packets to 127.0.0.0/8 are let in.
+    pub route_localnet: bool,
+    /// Which families at least one interface forwards.
+    pub forwarding: bool,
+}
+
+/// What is to be asked, where forwarding is as given.
+#[must_use]
+pub fn questions(balancer: &Balancer, forwarding: &BTreeMap<Family, bool>) -> Questions {
+    let backends = || balancer.pools.iter().flat_map(|pool| &pool.backends);
+    let is_off =
+        |family: Family| !balancer.gateway.ip_forward && forwarding.get(&family) == Some(&false);
+    let may_be_ours = |backend: &&Backend| {
+        let is_balanced = |port| includes(&balancer.destination_ports, port);
+        let matters = is_off(Family::of(backend.address)) || backend.port.is_none_or(is_balanced);
+        matters && !backend.address.is_loopback()
+    };
+    let mut addresses: Vec<IpAddr> = backends()
+        .filter(may_be_ours)
+        .map(|backend| backend.address)
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    let names_loopback = match &balancer.destination {
+        Destination::Networks(networks) => {
+            networks.iter().any(|network| network.addr().is_loopback())
+        }
+        Destination::Any | Destination::Local => false,
+    };
+    Questions {
+        addresses,
+        ssh: balancer.protocol == Protocol::Tcp,
+        route_localnet: names_loopback || backends().any(|backend| backend.address.is_loopback()),
+        forwarding: Family::BOTH.into_iter().any(is_off),
+    }
 }
 
 /// An ssh connection.
@@ -252,6 +296,40 @@ mod tests {
     fn refused(more: &Value, why: &str) {
         let error = checked(more).unwrap_err();
         assert!(error.contains(why), "{error}");
+    }
+
+    #[test]
+    fn mostly_little_has_to_be_known() {
+        let asked = |more: Value| {
+            let mut object = json!({"name": "W", "destination_port": 80, "backends": "192.0.2.1:81, 192.0.2.2:81"});
+            object
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            let request = Request::from_json(object.as_object().unwrap().clone()).unwrap();
+            let forwarding = BTreeMap::from([(Family::Ipv4, true), (Family::Ipv6, false)]);
+            let asked = questions(request.balancer().unwrap(), &forwarding);
+            (
+                asked.addresses.len(),
+                asked.ssh,
+                asked.route_localnet,
+                asked.forwarding,
+            )
+        };
+        let on = json!({"ip_forward": true});
+        assert_eq!(asked(on.clone()), (0, true, false, false));
+        assert_eq!(
+            asked(json!({"ip_forward": true, "protocol": "udp"})),
+            (0, false, false, false)
+        );
+        assert_eq!(
+            asked(json!({"backends": "fd00::1,192.0.2.1:81"})),
+            (1, true, false, true)
+        );
+        assert_eq!(
+            asked(json!({"backends": "127.0.0.1:80", "ip_forward": true})),
+            (0, true, true, false)
+        );
     }
 
     #[test]

@@ -2,25 +2,27 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
+
 use crate::besides::setting;
-use crate::guards::{Facts, Ssh};
+use crate::guards::{Facts, Questions, Ssh};
 use crate::net::Family;
 
-/// Its addresses, the ssh connection we run over, and where loopback addresses
-/// are let in.
-pub fn facts() -> Facts {
-    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+/// What is asked for.
+pub fn facts(questions: &Questions) -> Facts {
+    let forwards = |family: &Family| by_interface(*family).iter().any(|(_, on)| *on);
+    let families = Family::BOTH.into_iter().filter(|_| questions.forwarding);
     Facts {
-        own: own_addresses(&text("/proc/net/fib_trie"), &text("/proc/net/if_inet6")),
-        ssh: ssh(),
-        route_localnet: route_localnet(),
-        forwarding_somewhere: Family::BOTH
-            .into_iter()
-            .filter(|family| by_interface(*family).iter().any(|(_, on)| *on))
-            .collect(),
+        own: own_addresses(&questions.addresses),
+        ssh: questions.ssh.then(ssh).flatten(),
+        route_localnet: match questions.route_localnet {
+            true => route_localnet(),
+            false => Vec::new(),
+        },
+        forwarding_somewhere: families.filter(forwards).collect(),
     }
 }
 
@@ -81,23 +83,27 @@ fn interfaces(directory: &Path) -> Vec<String> {
         .collect()
 }
 
-/// IPv4 from the routing table, where an address of this host is a leaf
-/// `|-- ADDRESS` over `/32 host LOCAL`; IPv6 from the list of addresses.
-fn own_addresses(fib_trie: &str, if_inet6: &str) -> Vec<IpAddr> {
-    let mut own = Vec::new();
-    let mut leaf = None;
-    for line in fib_trie.lines().map(str::trim) {
-        if let Some(address) = line.strip_prefix("|-- ") {
-            leaf = address.parse::<IpAddr>().ok();
-        } else if line == "/32 host LOCAL" {
-            own.extend(leaf.filter(|address| !own.contains(address)));
-        }
+/// Those of the addresses that a socket can be bound to: a question of a
+/// microsecond each, however many addresses and routes the host has. Where
+/// sockets may be bound to any address, none is known.
+fn own_addresses(asked: &[IpAddr]) -> Vec<IpAddr> {
+    let is_free = |family: &str| {
+        is_on(Path::new(&format!(
+            "/proc/sys/net/{family}/ip_nonlocal_bind"
+        ))) == Some(true)
+    };
+    if asked.is_empty() || is_free("ipv4") || is_free("ipv6") {
+        return Vec::new();
     }
-    let addresses = if_inet6.lines().filter_map(|line| line.split(' ').next());
-    let parsed = addresses.filter_map(|digits| u128::from_str_radix(digits, 16).ok());
-    own.extend(parsed.map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))));
-    own.retain(|address| !address.is_loopback());
-    own
+    let is_ours = |address: &&IpAddr| {
+        let family = match address {
+            IpAddr::V4(_) => AddressFamily::INET,
+            IpAddr::V6(_) => AddressFamily::INET6,
+        };
+        let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+        socket.is_ok_and(|socket| bind(&socket, &SocketAddr::new(**address, 0)).is_ok())
+    };
+    asked.iter().filter(is_ours).copied().collect()
 }
 
 /// `SSH_CONNECTION` is `CLIENT PORT SERVER PORT`. Programs such as sudo take it
@@ -157,17 +163,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_addresses_are_the_local_leaves() {
-        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\n     +-- 10.8.0.0/24 2 0 2\n        \
-                    |-- 10.8.0.0\n           /24 link UNICAST\n        |-- 10.8.0.1\n           /32 host LOCAL\n        \
-                    |-- 10.8.0.255\n           /32 link BROADCAST\n     |-- 127.0.0.1\n        /32 host LOCAL\n\
-                    Local:\n        |-- 10.8.0.1\n           /32 host LOCAL\n";
-        let inet6 = "fd080000000000000000000000000001 02 40 00 80    front\n00000000000000000000000000000001 01 80 10 80       lo\n";
-        let own: Vec<String> = own_addresses(trie, inet6)
-            .iter()
-            .map(ToString::to_string)
-            .collect();
-        assert_eq!(own, ["10.8.0.1", "fd08::1"]);
+    fn own_addresses_are_those_that_can_be_bound() {
+        let asked = ["127.0.0.1", "192.0.2.1"].map(|text| text.parse().unwrap());
+        assert_eq!(own_addresses(&asked), asked[..1]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::besides::Tracked;
-use crate::guards::Facts;
+use crate::guards::{Facts, Questions};
 use crate::net::{Family, Table};
 use crate::request::Name;
 use crate::ruleset::Ruleset;
@@ -107,8 +107,8 @@ pub trait Host: Sync {
     /// Whether rules live in the other variant too, where both then act on
     /// every packet.
     fn other_variant_in_use(&self) -> bool;
-    /// What else is known of it.
-    fn facts(&self) -> Facts;
+    /// What else is known of it, as far as it is asked for.
+    fn facts(&self, questions: &Questions) -> Facts;
 
     /// Whether a family is forwarded; `None` where that cannot be known.
     fn forwarding(&self, family: Family) -> Option<bool>;

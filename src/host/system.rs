@@ -14,7 +14,7 @@ use super::programs::Programs;
 use super::{Host, Lock, Look, Scope, Variant};
 use super::{boot, conntrack, facts, files, nftables, process};
 use crate::besides::{Tracked, setting};
-use crate::guards::Facts;
+use crate::guards::{Facts, Questions};
 use crate::net::{Family, Table};
 use crate::request::VariantChoice;
 use crate::ruleset::Ruleset;
@@ -113,8 +113,8 @@ impl Host for System {
             Variant::Nft => nftables::has_iptables_rules(family).unwrap_or(false),
         })
     }
-    fn facts(&self) -> Facts {
-        facts::facts()
+    fn facts(&self, questions: &Questions) -> Facts {
+        facts::facts(questions)
     }
 
     fn forwarding(&self, family: Family) -> Option<bool> {

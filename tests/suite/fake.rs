@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use anyhow::{Result, bail};
 use iptables_balance::besides::Tracked;
-use iptables_balance::guards::Facts;
+use iptables_balance::guards::{Facts, Questions};
 use iptables_balance::host::{Host, Lock, Look, Scope, Variant};
 use iptables_balance::net::Family;
 use iptables_balance::ruleset::Ruleset;
@@ -153,7 +153,7 @@ impl Host for Fake {
         false
     }
 
-    fn facts(&self) -> Facts {
+    fn facts(&self, _: &Questions) -> Facts {
         Facts::default()
     }
 

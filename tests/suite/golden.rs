@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use iptables_balance::besides::Tracked;
 use iptables_balance::converge::converge;
 use iptables_balance::diff;
-use iptables_balance::guards::Facts;
+use iptables_balance::guards::{Facts, Questions};
 use iptables_balance::host::{Host, Lock, Look, Variant};
 use iptables_balance::net::Family;
 use iptables_balance::outcome::Run;
@@ -51,7 +51,7 @@ impl Host for Recorded {
         false
     }
 
-    fn facts(&self) -> Facts {
+    fn facts(&self, _: &Questions) -> Facts {
         Facts::default()
     }
 
