@@ -243,8 +243,8 @@ struct Reader<'a> {
     /// The chain of the last rule, and how many rules it has had so far.
     chain: Vec<u8>,
     position: u32,
-    /// The same of the table's other chains. A dump has the rules of a chain in
-    /// one piece; a file that a person wrote need not.
+    /// The same of the built-in chains before. A dump has the rules of a chain
+    /// in one piece; a file that a person wrote need not.
     positions: HashMap<Vec<u8>, u32>,
 }
 
@@ -330,7 +330,9 @@ impl<'a> Reader<'a> {
         if self.chain != chain {
             let next = self.positions.remove(chain).unwrap_or(0);
             let last = std::mem::replace(&mut self.chain, chain.to_vec());
-            self.positions.insert(last, self.position);
+            if is_built_in(&last) {
+                self.positions.insert(last, self.position);
+            }
             self.position = next;
         }
         self.position += 1;
@@ -380,6 +382,17 @@ impl<'a> Reader<'a> {
     fn owned(&mut self, table: Table) -> &mut Owned {
         self.ruleset.tables.entry(table).or_default()
     }
+}
+
+fn is_built_in(chain: &[u8]) -> bool {
+    const BUILT_IN: [&[u8]; 5] = [
+        b"PREROUTING",
+        b"INPUT",
+        b"FORWARD",
+        b"OUTPUT",
+        b"POSTROUTING",
+    ];
+    BUILT_IN.contains(&chain)
 }
 
 /// Whether the target is DROP or REJECT.

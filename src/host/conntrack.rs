@@ -6,7 +6,7 @@ use std::io;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 
-use super::netlink::{Kind, Socket, aligned, attribute, whole_attribute};
+use super::netlink::{self, Kind, Part, Socket, aligned, attribute, whole_attribute};
 use crate::besides::Tracked;
 use crate::net::Family;
 
@@ -50,7 +50,7 @@ pub fn translated(family: Family, wanted: &dyn Fn(&Tracked) -> bool) -> io::Resu
         ControlFlow::Continue(())
     };
     let question = (NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET);
-    Socket::open()?.ask(question, family, Kind::Dump, &[], &mut look)?;
+    Socket::open(Part::Netfilter)?.ask(question, family, Kind::Dump, &[], &mut look)?;
     Ok(found)
 }
 
@@ -60,7 +60,7 @@ pub fn translated(family: Family, wanted: &dyn Fn(&Tracked) -> bool) -> io::Resu
 /// When the kernel refuses.
 pub fn end(family: Family, names: &[Vec<u8>]) -> io::Result<()> {
     let order = (NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE);
-    let mut socket = Socket::open()?;
+    let mut socket = Socket::open(Part::Netfilter)?;
     for name in names {
         let ended = socket.ask(order, family, Kind::Order, name, &mut |_| {
             ControlFlow::Continue(())
@@ -103,11 +103,8 @@ fn tuple(nested: &[u8]) -> Option<Tuple> {
 
 /// An address, in the attribute for IPv4 or in that for IPv6.
 fn address(addresses: &[u8], [v4, v6]: [u16; 2]) -> Option<IpAddr> {
-    if let Some(bytes) = attribute(addresses, v4) {
-        return Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?));
-    }
-    let bytes = attribute(addresses, v6)?;
-    Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?))
+    let bytes = attribute(addresses, v4).or_else(|| attribute(addresses, v6))?;
+    netlink::address(bytes)
 }
 
 /// The attributes that tell this connection from all others, also from a later

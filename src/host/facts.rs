@@ -1,12 +1,13 @@
 //! What the kernel's files say of this host.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
-
+use super::netlink::{self, Kind, Part, Socket, attribute};
 use crate::besides::setting;
 use crate::guards::{Facts, Questions, Ssh};
 use crate::net::Family;
@@ -83,27 +84,36 @@ fn interfaces(directory: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Those of the addresses that a socket can be bound to: a question of a
-/// microsecond each, however many addresses and routes the host has. Where
-/// sockets may be bound to any address, none is known.
+/// Those of the addresses that are on one of this host's interfaces.
 fn own_addresses(asked: &[IpAddr]) -> Vec<IpAddr> {
-    let is_free = |family: &str| {
-        is_on(Path::new(&format!(
-            "/proc/sys/net/{family}/ip_nonlocal_bind"
-        ))) == Some(true)
+    let families = Family::BOTH.into_iter();
+    let asked_of = |family: &Family| asked.iter().any(|address| Family::of(*address) == *family);
+    let own: HashSet<IpAddr> = families
+        .filter(asked_of)
+        .flat_map(|family| addresses(family).unwrap_or_default())
+        .collect();
+    asked
+        .iter()
+        .filter(|address| own.contains(address))
+        .copied()
+        .collect()
+}
+
+/// The addresses of all interfaces, by `linux/if_addr.h`: `IFA_LOCAL` is our end
+/// where the other end has an address too.
+fn addresses(family: Family) -> io::Result<Vec<IpAddr>> {
+    const RTM_GETADDR: u16 = 22;
+    const IFA_ADDRESS: u16 = 1;
+    const IFA_LOCAL: u16 = 2;
+    let mut found = Vec::new();
+    let mut look = |attributes: &[u8]| {
+        let ours = attribute(attributes, IFA_LOCAL).or_else(|| attribute(attributes, IFA_ADDRESS));
+        found.extend(ours.and_then(netlink::address));
+        ControlFlow::Continue(())
     };
-    if asked.is_empty() || is_free("ipv4") || is_free("ipv6") {
-        return Vec::new();
-    }
-    let is_ours = |address: &&IpAddr| {
-        let family = match address {
-            IpAddr::V4(_) => AddressFamily::INET,
-            IpAddr::V6(_) => AddressFamily::INET6,
-        };
-        let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
-        socket.is_ok_and(|socket| bind(&socket, &SocketAddr::new(**address, 0)).is_ok())
-    };
-    asked.iter().filter(is_ours).copied().collect()
+    let mut socket = Socket::open(Part::Route)?;
+    socket.ask((0, RTM_GETADDR), family, Kind::Dump, &[], &mut look)?;
+    Ok(found)
 }
 
 /// `SSH_CONNECTION` is `CLIENT PORT SERVER PORT`. Programs such as sudo take it
@@ -163,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_addresses_are_those_that_can_be_bound() {
+    fn own_addresses_are_those_of_the_interfaces() {
         let asked = ["127.0.0.1", "192.0.2.1"].map(|text| text.parse().unwrap());
         assert_eq!(own_addresses(&asked), asked[..1]);
     }

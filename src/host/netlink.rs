@@ -1,10 +1,12 @@
-//! The kernel's netfilter, asked directly over netlink, without a process.
+//! The kernel, asked directly over netlink, without a process.
 //!
-//! Messages are a header of 16 bytes, `struct nfgenmsg` of 4, and attributes of
-//! length, type and value, as `linux/netlink.h` and
-//! `linux/netfilter/nfnetlink.h` have them.
+//! Messages are a header of 16 bytes, what they are about, and attributes of
+//! length, type and value, as `linux/netlink.h` has them. What they are about
+//! takes 4 bytes with netfilter (`struct nfgenmsg`) and 8 with addresses
+//! (`struct ifaddrmsg`), and begins with the family.
 
 use std::io;
+use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -20,8 +22,8 @@ const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 0x001;
 const NLM_F_ACK: u16 = 0x004;
 const NLM_F_DUMP: u16 = 0x300;
-/// Before the attributes: the two headers.
-const HEADERS: usize = 20;
+/// The length of the header.
+const HEADER: usize = 16;
 
 /// What is wanted of the kernel.
 #[derive(Clone, Copy, PartialEq)]
@@ -32,28 +34,52 @@ pub enum Kind {
     Order,
 }
 
+/// Whom a question goes to.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Part {
+    /// Netfilter.
+    Netfilter,
+    /// Addresses and routes.
+    Route,
+}
+
+impl Part {
+    /// How many bytes say what a message is about.
+    fn subject(self) -> usize {
+        match self {
+            Self::Netfilter => 4,
+            Self::Route => 8,
+        }
+    }
+}
+
 /// A conversation with the kernel.
 pub struct Socket {
-    socket: OwnedFd,
+    part: Part,
+    end: OwnedFd,
     buffer: Vec<u8>,
 }
 
 impl Socket {
     /// # Errors
     /// When there is no netlink here.
-    pub fn open() -> io::Result<Self> {
+    pub fn open(part: Part) -> io::Result<Self> {
         const BUFFER: usize = 1 << 16;
         const PATIENCE: Duration = Duration::from_secs(5);
         let socket = socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
-            Some(netlink::NETFILTER),
+            match part {
+                Part::Netfilter => Some(netlink::NETFILTER),
+                Part::Route => None,
+            },
         )?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
         connect(&socket, &netlink::SocketAddrNetlink::new(0, 0))?;
         Ok(Self {
-            socket,
+            part,
+            end: socket,
             buffer: vec![0; BUFFER],
         })
     }
@@ -71,35 +97,43 @@ impl Socket {
         attributes: &[u8],
         each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
     ) -> io::Result<()> {
-        let message = question(subsystem << 8 | message, family, kind, attributes);
-        send(&self.socket, &message, SendFlags::empty())?;
+        let message = question(
+            self.part,
+            subsystem << 8 | message,
+            family,
+            kind,
+            attributes,
+        );
+        send(&self.end, &message, SendFlags::empty())?;
         loop {
-            let received = recv(&self.socket, self.buffer.as_mut_slice(), RecvFlags::empty());
+            let received = recv(&self.end, self.buffer.as_mut_slice(), RecvFlags::empty());
             let (length, _) = match received {
                 Err(Errno::INTR) => continue,
                 received => received?,
             };
             let packet = self.buffer.get(..length).ok_or_else(senseless)?;
-            if answers(packet, each)?.is_break() {
+            if answers(self.part, packet, each)?.is_break() {
                 return Ok(());
             }
         }
     }
 }
 
-fn question(kind: u16, family: Family, wanted: Kind, attributes: &[u8]) -> Vec<u8> {
+fn question(part: Part, kind: u16, family: Family, wanted: Kind, attributes: &[u8]) -> Vec<u8> {
     let flags = match wanted {
         Kind::Dump => NLM_F_REQUEST | NLM_F_DUMP,
         Kind::Order => NLM_F_REQUEST | NLM_F_ACK,
     };
-    let length = u32::try_from(HEADERS + attributes.len()).unwrap_or(u32::MAX);
+    let start = HEADER + part.subject();
+    let length = u32::try_from(start + attributes.len()).unwrap_or(u32::MAX);
     let mut message = Vec::new();
     message.extend(length.to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend(flags.to_ne_bytes());
     message.extend(1_u32.to_ne_bytes());
     message.extend(0_u32.to_ne_bytes());
-    message.extend([protocol_family(family), 0, 0, 0]);
+    message.push(protocol_family(family));
+    message.resize(start, 0);
     message.extend(attributes);
     message
 }
@@ -121,6 +155,7 @@ fn senseless() -> io::Error {
 
 /// Reads one packet of the kernel's. Breaks when no more is to be read.
 fn answers(
+    part: Part,
     mut packet: &[u8],
     each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
 ) -> io::Result<ControlFlow<()>> {
@@ -139,7 +174,9 @@ fn answers(
                 };
             }
             _ => {
-                let attributes = message.get(HEADERS..).ok_or_else(senseless)?;
+                let attributes = message
+                    .get(HEADER + part.subject()..)
+                    .ok_or_else(senseless)?;
                 if each(attributes).is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
@@ -175,6 +212,14 @@ pub fn whole_attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     }
 }
 
+/// The address that these bytes are, which tell by their number of which family.
+pub fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        _ => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
+    }
+}
+
 /// Messages and attributes begin at multiples of four bytes.
 pub fn aligned(length: usize) -> usize {
     length.next_multiple_of(4)
@@ -185,7 +230,7 @@ pub mod tests {
     use super::*;
 
     pub fn message(kind: u16, attributes: &[u8]) -> Vec<u8> {
-        question(kind, Family::Ipv4, Kind::Dump, attributes)
+        question(Part::Netfilter, kind, Family::Ipv4, Kind::Dump, attributes)
     }
 
     pub fn encoded(kind: u16, value: &[u8]) -> Vec<u8> {
@@ -198,7 +243,7 @@ pub mod tests {
 
     fn seen(packet: &[u8]) -> (Vec<Vec<u8>>, io::Result<ControlFlow<()>>) {
         let mut seen = Vec::new();
-        let ended = answers(packet, &mut |attributes| {
+        let ended = answers(Part::Netfilter, packet, &mut |attributes| {
             seen.push(attribute(attributes, 1).unwrap_or_default().to_vec());
             ControlFlow::Continue(())
         });
