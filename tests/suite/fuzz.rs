@@ -1,9 +1,9 @@
 //! A short run of the fuzz targets on every test run: all recorded inputs, and
-//! variations of them. `FUZZ` says how many of each; `SEED` repeats a run.
+//! variations of them, the same each time. `FUZZ` says how many of each, `SEED`
+//! which.
 
 use std::fs;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::fuzzed;
 
@@ -77,11 +77,7 @@ fn run(target: &str, body: fn(&[u8])) {
             .ok()
             .map(|text| text.parse::<u64>().unwrap())
     };
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap()
-        .as_secs();
-    let seed = number("SEED").unwrap_or(now);
+    let seed = number("SEED").unwrap_or(1);
     println!("SEED={seed}");
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fuzz/corpus")
