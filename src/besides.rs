@@ -151,20 +151,21 @@ pub const SETTINGS: &str = "/etc/sysctl.d/zz-iptables_balance.conf";
 /// Whether forwarding is to be on after a reboot too.
 #[must_use]
 pub fn keeps_forwarding(request: &Request) -> bool {
-    let asked = request
+    forwards(request) && request.persist != Persist::No
+}
+
+/// Whether forwarding is to be on.
+fn forwards(request: &Request) -> bool {
+    request
         .balancer()
-        .is_some_and(|balancer| balancer.gateway.ip_forward);
-    asked && request.persist != Persist::No
+        .is_some_and(|balancer| balancer.gateway.ip_forward)
 }
 
 /// The effects that are still needed, but for connections.
 #[must_use]
 pub fn missing(request: &Request, plan: &Plan, found: &Besides) -> Vec<Effect> {
-    let forwards = request
-        .balancer()
-        .is_some_and(|balancer| balancer.gateway.ip_forward);
     let off = |family: &Family| {
-        forwards && plan.uses(*family) && found.forwarding.get(family) == Some(&false)
+        forwards(request) && plan.uses(*family) && found.forwarding.get(family) == Some(&false)
     };
     let switched = Family::BOTH
         .into_iter()
@@ -339,13 +340,9 @@ impl Gone {
             let within = |network: Option<ipnet::IpNet>, address: &IpAddr| {
                 network.is_none_or(|network| network.contains(address))
             };
-            let ranges = rule.destination_ports.ranges();
-            let in_range = |range: &crate::net::PortRange| {
-                (range.first..=range.last).contains(&connection.port)
-            };
             within(rule.source, &connection.source)
                 && within(rule.destination, &connection.destination)
-                && (ranges.is_empty() || ranges.iter().any(in_range))
+                && rule.destination_ports.include(connection.port)
         };
         self.protocol.number().parse() == Ok(connection.protocol)
             && answers.0 == address

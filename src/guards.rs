@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::net::{self, Family, Ports, Protocol};
+use crate::net::{self, Family, Protocol};
 use crate::request::{Backend, Balancer, Destination, WhenEmpty};
 
 /// What is known of the host that a request is for.
@@ -42,7 +42,7 @@ pub fn questions(balancer: &Balancer, forwarding: &BTreeMap<Family, bool>) -> Qu
     let is_off =
         |family: Family| !balancer.gateway.ip_forward && forwarding.get(&family) == Some(&false);
     let may_be_ours = |backend: &&Backend| {
-        let is_balanced = |port| includes(&balancer.destination_ports, port);
+        let is_balanced = |port| balancer.destination_ports.include(port);
         let matters = is_off(Family::of(backend.address)) || backend.port.is_none_or(is_balanced);
         matters && !backend.address.is_loopback()
     };
@@ -129,7 +129,7 @@ fn to_itself(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Option<St
     };
     let is_balanced_port = backend
         .port
-        .is_none_or(|port| includes(&balancer.destination_ports, port));
+        .is_none_or(|port| balancer.destination_ports.include(port));
     (is_balanced_address && is_balanced_port).then(|| {
         format!(
             "backends: `{}` is the balanced address itself, so its share stays where it came to, and is answered only if a \
@@ -213,7 +213,7 @@ fn check_ssh(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> 
         Destination::Networks(networks) => (has(networks, ssh.server), true),
     };
     let taken = balancer.protocol == Protocol::Tcp
-        && includes(&balancer.destination_ports, ssh.port)
+        && balancer.destination_ports.include(ssh.port)
         && is_named
         && (balancer.sources.is_empty() || has(&balancer.sources, ssh.client))
         && balancer.pools.iter().any(|pool| {
@@ -240,14 +240,6 @@ fn check_ssh(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> 
             ssh.server
         )),
     }
-}
-
-fn includes(ports: &Ports, port: u16) -> bool {
-    let ranges = ports.ranges();
-    ranges.is_empty()
-        || ranges
-            .iter()
-            .any(|range| (range.first..=range.last).contains(&port))
 }
 
 fn shown(backend: &Backend) -> String {

@@ -253,6 +253,13 @@ impl Ports {
         Self(merged)
     }
 
+    /// Whether a port is one of them.
+    #[must_use]
+    pub fn include(&self, port: u16) -> bool {
+        let holds = |range: &PortRange| (range.first..=range.last).contains(&port);
+        self.0.is_empty() || self.0.iter().any(holds)
+    }
+
     /// The ranges, ascending; none for every port.
     #[must_use]
     pub fn ranges(&self) -> &[PortRange] {

@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::Path;
 
+use crate::dice::Dice;
 use crate::fuzzed;
 
 /// What stands where others are taken from, so that variations hit upon words.
@@ -35,17 +36,7 @@ const WORDS: [&str; 24] = [
     "\u{0}",
 ];
 
-struct Dice(u64);
-
 impl Dice {
-    fn throw(&mut self, sides: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % sides.max(1)
-    }
-
     fn varied(&mut self, inputs: &[Vec<u8>]) -> Vec<u8> {
         let mut input = inputs[self.throw(inputs.len())].clone();
         for _ in 0..=self.throw(4) {

@@ -7,20 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use crate::dice::Dice;
 use crate::lab::{Namespace, PROGRAM, VARIANTS};
 
-/// A generator of Lehmer's kind: the same seed gives the same steps.
-struct Dice(u64);
-
 impl Dice {
-    fn throw(&mut self, sides: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from(self.0 >> 33).unwrap() % sides
-    }
-
     fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.throw(all.len())]
     }

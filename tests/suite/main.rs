@@ -19,6 +19,7 @@ mod ansible;
 mod cfengine;
 mod cli;
 mod connections;
+mod dice;
 mod effects;
 mod fake;
 mod fuzz;
