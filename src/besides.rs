@@ -337,12 +337,15 @@ impl Gone {
         let (address, port) = self.server;
         let answers = connection.answers;
         let is_entry = |rule: &Rule| {
+            let Some(matches) = &rule.matches else {
+                return true;
+            };
             let within = |network: Option<ipnet::IpNet>, address: &IpAddr| {
                 network.is_none_or(|network| network.contains(address))
             };
-            within(rule.source, &connection.source)
-                && within(rule.destination, &connection.destination)
-                && rule.destination_ports.include(connection.port)
+            within(matches.source, &connection.source)
+                && within(matches.destination, &connection.destination)
+                && matches.destination_ports.include(connection.port)
         };
         self.protocol.number().parse() == Ok(connection.protocol)
             && answers.0 == address

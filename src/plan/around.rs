@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::{Lead, Part, Place, chain_of, entry};
 use crate::net::{Family, Protocol};
 use crate::request::{Balancer, Destination, Name, Pool, WhenEmpty};
-use crate::rule::{Connection, ConnectionState, RejectWith, Rule, Target};
+use crate::rule::{Connection, ConnectionState, Matches, RejectWith, Rule, Target};
 
 /// Adds to the nat table what rewrites source addresses.
 pub(super) fn masquerade(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut Part) {
@@ -22,9 +22,9 @@ pub(super) fn masquerade(name: &Name, balancer: &Balancer, pool: &Pool, part: &m
     let chain = chain_of(name, "masq");
     let jump = Target::Jump(chain.clone());
     let (leads, rules) = match masquerade.all {
-        true => (vec![Rule::to(jump)], vec![Rule::to(target)]),
+        true => (vec![Matches::default()], vec![Rule::to(target)]),
         false => (
-            entry::translated(balancer, pool.family, &jump),
+            entry::translated(balancer, pool.family),
             answered_by_us(pool, &target),
         ),
     };
@@ -32,12 +32,12 @@ pub(super) fn masquerade(name: &Name, balancer: &Balancer, pool: &Pool, part: &m
         return;
     }
     part.chains.insert(chain, rules);
-    part.leads.extend(leads.into_iter().map(|rule| Lead {
+    part.leads.extend(leads.into_iter().map(|matches| Lead {
         chain: "POSTROUTING",
-        rule: Rule {
+        rule: Rule::to(jump.clone()).matching(Matches {
             out_interface: masquerade.out_interface.clone(),
-            ..rule
-        },
+            ..matches
+        }),
         place: Place::End,
     }));
 }
@@ -59,19 +59,17 @@ fn forward(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut Part) {
     let mut rules = answered_by_us(pool, &Target::Accept);
     // Those of backends that were taken off the list: they were let through
     // when they were new.
-    rules.push(with_connection(
-        Connection {
-            state: Some(ConnectionState::Established),
-            ..Connection::default()
-        },
-        &Target::Accept,
-    ));
+    let established = Connection {
+        state: Some(ConnectionState::Established),
+        ..Connection::default()
+    };
+    rules.push(Rule::to(Target::Accept).matching(established.into()));
     let jump = Target::Jump(chain.clone());
     part.chains.insert(chain, rules);
-    let leads = entry::translated(balancer, pool.family, &jump);
-    part.leads.extend(leads.into_iter().map(|rule| Lead {
+    let leads = entry::translated(balancer, pool.family);
+    part.leads.extend(leads.into_iter().map(|matches| Lead {
         chain: "FORWARD",
-        rule,
+        rule: Rule::to(jump.clone()).matching(matches),
         place: Place::BeforeRefusals,
     }));
 }
@@ -95,20 +93,23 @@ fn refuse(name: &Name, balancer: &Balancer, family: Family, part: &mut Part) {
     };
     part.protocols.insert(chain.clone(), protocol);
     part.chains.insert(chain, vec![rule]);
-    let outside = entry::from_outside(balancer, family, &jump);
-    let mut lead = |chain, rules: &[Rule]| {
-        part.leads.extend(rules.iter().map(|rule| Lead {
+    let outside = entry::from_outside(balancer, family);
+    let mut lead = |chain, entries: &[Matches]| {
+        part.leads.extend(entries.iter().map(|matches| Lead {
             chain,
-            rule: entry::untouched(rule.clone()),
+            rule: Rule {
+                protocol: Some(protocol),
+                ..Rule::to(jump.clone()).matching(entry::untouched(matches.clone()))
+            },
             place: Place::Head,
         }));
     };
     // What this host sends to itself comes in by `lo`, and was never balanced.
-    let not_from_here: Vec<Rule> = outside
+    let not_from_here: Vec<Matches> = outside
         .iter()
-        .map(|rule| Rule {
-            not_in_interface: rule.in_interface.is_none().then(|| "lo".to_owned()),
-            ..rule.clone()
+        .map(|matches| Matches {
+            not_in_interface: matches.in_interface.is_none().then(|| "lo".to_owned()),
+            ..matches.clone()
         })
         .collect();
     lead("INPUT", &not_from_here);
@@ -116,7 +117,7 @@ fn refuse(name: &Name, balancer: &Balancer, family: Family, part: &mut Part) {
         lead("FORWARD", &outside);
     }
     if balancer.gateway.local_traffic {
-        lead("OUTPUT", &entry::from_here(balancer, family, &jump));
+        lead("OUTPUT", &entry::from_here(balancer, family));
     }
 }
 
@@ -130,15 +131,8 @@ fn answered_by_us(pool: &Pool, target: &Target) -> Vec<Rule> {
     };
     let networks = covering(&addresses).into_iter();
     networks
-        .map(|network| with_connection(answered(network), target))
+        .map(|network| Rule::to(target.clone()).matching(answered(network).into()))
         .collect()
-}
-
-fn with_connection(connection: Connection, target: &Target) -> Rule {
-    Rule {
-        connection: Some(connection.into()),
-        ..Rule::to(target.clone())
-    }
 }
 
 /// Networks that hold all the addresses: these and no others, as long as that

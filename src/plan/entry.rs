@@ -1,60 +1,59 @@
-//! Which traffic is the balancer's, as rules that recognise it: before its
+//! Which traffic is the balancer's, as matches that recognise it: before its
 //! destination is rewritten, and after.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::net::{Family, PortRange};
 use crate::request::{Balancer, Destination};
-use crate::rule::{Connection, ConnectionState, Rule, Target};
+use crate::rule::{Connection, ConnectionState, Matches};
 
-/// One rule for every combination of source, destination and set of ports that
-/// fits into a rule. They lead into the same chain, so that whichever matches,
-/// its connections take turns with those of the others.
-pub(super) fn from_outside(balancer: &Balancer, family: Family, target: &Target) -> Vec<Rule> {
+/// One for every combination of source, destination and set of ports that fits
+/// into a rule. They lead into the same chain, so that whichever matches, its
+/// connections take turns with those of the others.
+pub(super) fn from_outside(balancer: &Balancer, family: Family) -> Vec<Matches> {
     let ports = balancer.destination_ports.split_for_multiport();
-    let mut rules = Vec::new();
+    let mut found = Vec::new();
     for (source, destination) in pairs(balancer, family) {
         for ports in &ports {
-            rules.push(Rule {
+            found.push(Matches {
                 source,
                 destination,
                 in_interface: balancer.in_interface.clone(),
-                protocol: Some(balancer.protocol),
                 destination_ports: ports.clone(),
                 to_local: balancer.destination == Destination::Local,
-                ..Rule::to(target.clone())
+                ..Matches::default()
             });
         }
     }
-    rules
+    found
 }
 
 /// The same for connections that this host makes: they come in nowhere. Unless
 /// it is named, the loopback network is not meant: its addresses mean nothing
 /// to a server elsewhere.
-pub(super) fn from_here(balancer: &Balancer, family: Family, target: &Target) -> Vec<Rule> {
+pub(super) fn from_here(balancer: &Balancer, family: Family) -> Vec<Matches> {
     let loopback = match family {
         Family::Ipv4 => IpNet::V4(Ipv4Net::new_assert([127, 0, 0, 0].into(), 8)),
         Family::Ipv6 => IpNet::V6(Ipv6Net::new_assert(1.into(), 128)),
     };
-    let here = |rule: Rule| Rule {
+    let here = |outside: Matches| Matches {
         in_interface: None,
-        not_destination: rule.destination.is_none().then_some(loopback),
-        ..rule
+        not_destination: outside.destination.is_none().then_some(loopback),
+        ..outside
     };
-    let rules = from_outside(balancer, family, target);
-    rules.into_iter().map(here).collect()
+    let outside = from_outside(balancer, family);
+    outside.into_iter().map(here).collect()
 }
 
 /// The same connections once their destination was rewritten, in either
 /// direction: what they were addressed to is asked of the kernel's record.
-pub(super) fn translated(balancer: &Balancer, family: Family, target: &Target) -> Vec<Rule> {
+pub(super) fn translated(balancer: &Balancer, family: Family) -> Vec<Matches> {
     let ranges = balancer.destination_ports.ranges();
     let ports: Vec<Option<PortRange>> = match ranges.is_empty() {
         true => vec![None],
         false => ranges.iter().copied().map(Some).collect(),
     };
-    let mut rules = Vec::new();
+    let mut found = Vec::new();
     for (source, destination) in pairs(balancer, family) {
         for port in &ports {
             let connection = Connection {
@@ -65,24 +64,21 @@ pub(super) fn translated(balancer: &Balancer, family: Family, target: &Target) -
                 original_port: *port,
                 reply_source: None,
             };
-            rules.push(Rule {
-                connection: Some(connection.into()),
-                ..Rule::to(target.clone())
-            });
+            found.push(connection.into());
         }
     }
-    rules
+    found
 }
 
 /// New connections whose destination nobody has rewritten.
-pub(super) fn untouched(rule: Rule) -> Rule {
+pub(super) fn untouched(matches: Matches) -> Matches {
     let connection = Connection {
         state: Some(ConnectionState::Untouched),
         ..Connection::default()
     };
-    Rule {
-        connection: Some(connection.into()),
-        ..rule
+    Matches {
+        connection,
+        ..matches
     }
 }
 

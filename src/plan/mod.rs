@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 
 use crate::net::{Family, Protocol, Table};
 use crate::request::{Backend, Balancer, Jump, Name, Pool, Request, WhenEmpty};
-use crate::rule::{Rule, Target};
+use crate::rule::{Matches, Rule, Target};
 use crate::schedule::{Branch, Node, To};
 
 /// All that a balancer is to own, in every family and table. What is not in
@@ -127,19 +127,20 @@ fn nat(name: &Name, balancer: &Balancer, pool: &Pool) -> Part {
         part.protocols.insert(name.clone(), balancer.protocol);
         part.chains.insert(name, rules);
     }
-    let jump = Target::Jump(name.as_str().to_owned());
-    let lead = |chain, rule| Lead {
-        chain,
-        rule,
-        place: balancer.jump.into(),
+    let mut lead = |chain, entries: Vec<Matches>| {
+        let jump = Target::Jump(name.as_str().to_owned());
+        part.leads.extend(entries.into_iter().map(|matches| Lead {
+            chain,
+            rule: Rule {
+                protocol: Some(balancer.protocol),
+                ..Rule::to(jump.clone()).matching(matches)
+            },
+            place: balancer.jump.into(),
+        }));
     };
-    let entries = entry::from_outside(balancer, pool.family, &jump);
-    part.leads
-        .extend(entries.into_iter().map(|rule| lead("PREROUTING", rule)));
+    lead("PREROUTING", entry::from_outside(balancer, pool.family));
     if balancer.gateway.local_traffic {
-        let entries = entry::from_here(balancer, pool.family, &jump);
-        part.leads
-            .extend(entries.into_iter().map(|rule| lead("OUTPUT", rule)));
+        lead("OUTPUT", entry::from_here(balancer, pool.family));
     }
     around::masquerade(name, balancer, pool, &mut part);
     part

@@ -20,6 +20,20 @@ pub use parse::{Unreadable, Words, words};
 /// `--ctstate NEW`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Rule {
+    /// `-p`
+    pub protocol: Option<Protocol>,
+    /// What else is asked of a packet; `None` when that is nothing, as in most
+    /// rules: they are many, and this is large.
+    pub matches: Option<Box<Matches>>,
+    /// `-m statistic`
+    pub statistic: Statistic,
+    /// `-j` or `-g`
+    pub target: Target,
+}
+
+/// What is asked of a packet besides its protocol.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Matches {
     /// `-s`
     pub source: Option<IpNet>,
     /// `-d`
@@ -32,18 +46,12 @@ pub struct Rule {
     pub not_in_interface: Option<String>,
     /// `-o`
     pub out_interface: Option<String>,
-    /// `-p`
-    pub protocol: Option<Protocol>,
     /// `--dport` or `--dports`
     pub destination_ports: Ports,
     /// `-m addrtype --dst-type LOCAL`
     pub to_local: bool,
     /// `-m conntrack`
-    pub connection: Option<Box<Connection>>,
-    /// `-m statistic`
-    pub statistic: Statistic,
-    /// `-j` or `-g`
-    pub target: Target,
+    pub connection: Connection,
 }
 
 /// What is asked of the connection that a packet belongs to. It holds for the
@@ -62,6 +70,15 @@ pub struct Connection {
     pub original_port: Option<PortRange>,
     /// `--ctreplsrc`: who answers, which after DNAT is the backend.
     pub reply_source: Option<IpNet>,
+}
+
+impl From<Connection> for Matches {
+    fn from(connection: Connection) -> Self {
+        Self {
+            connection,
+            ..Self::default()
+        }
+    }
 }
 
 /// The states of a connection that are told apart.
@@ -132,18 +149,20 @@ impl Rule {
     #[must_use]
     pub fn to(target: Target) -> Self {
         Self {
-            source: None,
-            destination: None,
-            not_destination: None,
-            in_interface: None,
-            not_in_interface: None,
-            out_interface: None,
             protocol: None,
-            destination_ports: Ports::default(),
-            to_local: false,
-            connection: None,
+            matches: None,
             statistic: Statistic::Always,
             target,
+        }
+    }
+
+    /// The same rule for what matches this alone.
+    #[must_use]
+    pub fn matching(self, matches: Matches) -> Self {
+        let asks = matches != Matches::default();
+        Self {
+            matches: asks.then(|| matches.into()),
+            ..self
         }
     }
 

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::render::{ESTABLISHED, UNTOUCHED};
-use super::{Connection, ConnectionState, RejectWith, Rule, Target};
+use super::{Connection, ConnectionState, Matches, RejectWith, Rule, Target};
 use crate::net::{self, PortRange, Ports, Protocol, Table};
 use crate::statistic::{Probability, Statistic};
 
@@ -101,16 +101,8 @@ impl Words<'_> {
 /// What has been read of a rule.
 #[derive(Default)]
 struct Draft {
-    source: Option<IpNet>,
-    destination: Option<IpNet>,
-    not_destination: Option<IpNet>,
-    in_interface: Option<String>,
-    not_in_interface: Option<String>,
-    out_interface: Option<String>,
     protocol: Option<Protocol>,
-    ports: Option<Ports>,
-    to_local: bool,
-    connection: Connection,
+    matches: Option<Box<Matches>>,
     mode: Option<Mode>,
     every: Option<u32>,
     packet: Option<u32>,
@@ -141,26 +133,12 @@ impl Draft {
         words: &mut Words<'_>,
     ) -> Result<(), Unreadable> {
         match option {
-            "-s" => once(option, &mut self.source, words.value(option, network)?),
-            "-d" => once(option, &mut self.destination, words.value(option, network)?),
-            "-i" => once(option, &mut self.in_interface, words.value(option, name)?),
-            "-o" => once(option, &mut self.out_interface, words.value(option, name)?),
             "-p" => once(
                 option,
                 &mut self.protocol,
                 words.value(option, Protocol::from_argument)?,
             ),
             "-m" => words.value(option, known_match),
-            "--dport" => once(option, &mut self.ports, words.value(option, port)?),
-            "--dports" => once(option, &mut self.ports, words.value(option, ports)?),
-            "--dst-type" => {
-                self.to_local = true;
-                words.value(option, |kind| (kind == "LOCAL").then_some(()))
-            }
-            "--ctstate" | "--state" => self.read_state(table, words),
-            "--ctproto" | "--ctorigsrc" | "--ctorigdst" | "--ctorigdstport" | "--ctreplsrc" => {
-                self.connection.read(option, words)
-            }
             "--comment" => words.value(option, |_| Some(())),
             "--mode" => once(option, &mut self.mode, words.value(option, mode)?),
             "--every" => once(
@@ -194,49 +172,22 @@ impl Draft {
             "--reject-with" if self.option == Some(TargetOption::RejectWith) => {
                 once(option, &mut self.target, words.value(option, reject)?)
             }
-            other => Err(Unreadable(other.to_owned())),
+            other => self.matches().read(table, other, words),
         }
     }
 
-    /// The nat table sees only new connections, so asking for them there is
-    /// asking for nothing.
-    fn read_state(&mut self, table: Table, words: &mut Words<'_>) -> Result<(), Unreadable> {
-        let option = "--ctstate";
-        let state = words.value(option, |states| match states {
-            "DNAT" => Some(Some(ConnectionState::Translated)),
-            _ if same_states(states, ESTABLISHED) => Some(Some(ConnectionState::Established)),
-            _ if table == Table::Nat && includes_new(states) => Some(None),
-            _ => None,
-        })?;
-        match state {
-            Some(state) => once(option, &mut self.connection.state, state),
-            None => Ok(()),
-        }
+    fn matches(&mut self) -> &mut Matches {
+        self.matches.get_or_insert_default()
     }
 
     /// Not matching with one chance is matching with the rest to certainty.
     fn read_inverted(&mut self, words: &mut Words<'_>) -> Result<(), Unreadable> {
         let option = words.next().unwrap_or_default();
-        match &*option {
-            "-d" => {
-                let network = words.value("! -d", network)?;
-                once("! -d", &mut self.not_destination, network)
-            }
-            "-i" => {
-                let name = words.value("! -i", name)?;
-                once("! -i", &mut self.not_in_interface, name)
-            }
-            "--ctstate" => {
-                words.value("! --ctstate", is_untouched)?;
-                let state = ConnectionState::Untouched;
-                once("--ctstate", &mut self.connection.state, state)
-            }
-            "--probability" => {
-                let chance = words.value(&option, Probability::parse)?;
-                once(&option, &mut self.probability, chance.complement())
-            }
-            other => Err(Unreadable(format!("! {other}"))),
+        if option != "--probability" {
+            return self.matches().read_inverted(&option, words);
         }
+        let chance = words.value(&option, Probability::parse)?;
+        once(&option, &mut self.probability, chance.complement())
     }
 
     fn read_target(&mut self, words: &mut Words<'_>) -> Result<(), Unreadable> {
@@ -266,24 +217,100 @@ impl Draft {
             (Some(Mode::Random), None, None, Some(chance)) => Statistic::Random(chance),
             _ => return Err(absent("statistic that makes sense")),
         };
-        if self.ports.is_some() && self.protocol.is_none() {
-            return Err(absent("protocol of the ports"));
-        }
-        let everything = |network: &IpNet| network.prefix_len() == 0;
-        Ok(Rule {
-            source: self.source.filter(|network| !everything(network)),
-            destination: self.destination.filter(|network| !everything(network)),
-            not_destination: self.not_destination,
-            in_interface: self.in_interface.filter(|name| name != "+"),
-            not_in_interface: self.not_in_interface,
-            out_interface: self.out_interface.filter(|name| name != "+"),
+        let rule = Rule {
             protocol: self.protocol,
-            destination_ports: self.ports.unwrap_or_default(),
-            to_local: self.to_local,
-            connection: self.connection.simplest(),
             statistic: statistic.simplest(),
-            target: self.target.ok_or_else(|| absent("target"))?,
-        })
+            ..Rule::to(self.target.ok_or_else(|| absent("target"))?)
+        };
+        let Some(matches) = self.matches else {
+            return Ok(rule);
+        };
+        let has_ports = matches.destination_ports != Ports::default();
+        match has_ports && self.protocol.is_none() {
+            true => Err(absent("protocol of the ports")),
+            false => Ok(rule.matching(matches.simplest())),
+        }
+    }
+}
+
+impl Matches {
+    fn read(
+        &mut self,
+        table: Table,
+        option: &str,
+        words: &mut Words<'_>,
+    ) -> Result<(), Unreadable> {
+        match option {
+            "-s" => once(option, &mut self.source, words.value(option, network)?),
+            "-d" => once(option, &mut self.destination, words.value(option, network)?),
+            "-i" => once(option, &mut self.in_interface, words.value(option, name)?),
+            "-o" => once(option, &mut self.out_interface, words.value(option, name)?),
+            "--dport" => self.read_ports(option, words.value(option, port)?),
+            "--dports" => self.read_ports(option, words.value(option, ports)?),
+            "--dst-type" => {
+                self.to_local = true;
+                words.value(option, |kind| (kind == "LOCAL").then_some(()))
+            }
+            "--ctstate" | "--state" => self.read_state(table, words),
+            "--ctproto" | "--ctorigsrc" | "--ctorigdst" | "--ctorigdstport" | "--ctreplsrc" => {
+                self.connection.read(option, words)
+            }
+            other => Err(Unreadable(other.to_owned())),
+        }
+    }
+
+    fn read_ports(&mut self, option: &str, ports: Ports) -> Result<(), Unreadable> {
+        let earlier = std::mem::replace(&mut self.destination_ports, ports);
+        match earlier == Ports::default() {
+            true => Ok(()),
+            false => Err(Unreadable(format!("{option} twice"))),
+        }
+    }
+
+    /// The nat table sees only new connections, so asking for them there is
+    /// asking for nothing.
+    fn read_state(&mut self, table: Table, words: &mut Words<'_>) -> Result<(), Unreadable> {
+        let option = "--ctstate";
+        let state = words.value(option, |states| match states {
+            "DNAT" => Some(Some(ConnectionState::Translated)),
+            _ if same_states(states, ESTABLISHED) => Some(Some(ConnectionState::Established)),
+            _ if table == Table::Nat && includes_new(states) => Some(None),
+            _ => None,
+        })?;
+        match state {
+            Some(state) => once(option, &mut self.connection.state, state),
+            None => Ok(()),
+        }
+    }
+
+    /// What stands after `!`.
+    fn read_inverted(&mut self, option: &str, words: &mut Words<'_>) -> Result<(), Unreadable> {
+        match option {
+            "-d" => {
+                let network = words.value("! -d", network)?;
+                once("! -d", &mut self.not_destination, network)
+            }
+            "-i" => {
+                let name = words.value("! -i", name)?;
+                once("! -i", &mut self.not_in_interface, name)
+            }
+            "--ctstate" => {
+                words.value("! --ctstate", is_untouched)?;
+                let state = ConnectionState::Untouched;
+                once("--ctstate", &mut self.connection.state, state)
+            }
+            other => Err(Unreadable(format!("! {other}"))),
+        }
+    }
+
+    /// What says nothing is left out.
+    fn simplest(mut self) -> Self {
+        let everything = |network: &IpNet| network.prefix_len() == 0;
+        self.source = self.source.filter(|network| !everything(network));
+        self.destination = self.destination.filter(|network| !everything(network));
+        self.in_interface = self.in_interface.filter(|name| name != "+");
+        self.out_interface = self.out_interface.filter(|name| name != "+");
+        self
     }
 }
 
@@ -303,11 +330,6 @@ impl Connection {
             }
         };
         once(option, place, words.value(option, network)?)
-    }
-
-    /// Nothing, where nothing is asked.
-    fn simplest(self) -> Option<Box<Self>> {
-        (self != Self::default()).then(|| self.into())
     }
 }
 

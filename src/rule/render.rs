@@ -3,13 +3,34 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use super::{Connection, ConnectionState, Rule, Target};
+use super::{Connection, ConnectionState, Matches, Rule, Target};
 use crate::net::{Protocol, shortest};
 use crate::statistic::Statistic;
 
 /// What stands after `-A CHAIN`: it begins with a blank.
 impl fmt::Display for Rule {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(matches) = &self.matches {
+            matches.addresses(out)?;
+        }
+        if let Some(protocol) = self.protocol {
+            out.write_str(" -p ")?;
+            out.write_str(protocol.argument())?;
+            if let Some(matches) = &self.matches {
+                matches.ports(protocol, out)?;
+            }
+        }
+        if let Some(matches) = &self.matches {
+            matches.rest(out)?;
+        }
+        self.statistic.fmt(out)?;
+        self.target.fmt(out)
+    }
+}
+
+impl Matches {
+    /// What stands before the protocol.
+    fn addresses(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(network) = self.source {
             write!(out, " -s {network}")?;
         }
@@ -25,24 +46,12 @@ impl fmt::Display for Rule {
         if let Some(name) = &self.not_in_interface {
             write!(out, " ! -i {name}")?;
         }
-        if let Some(name) = &self.out_interface {
-            write!(out, " -o {name}")?;
+        match &self.out_interface {
+            Some(name) => write!(out, " -o {name}"),
+            None => Ok(()),
         }
-        if let Some(protocol) = self.protocol {
-            write!(out, " -p {}", protocol.argument())?;
-            self.ports(protocol, out)?;
-        }
-        if self.to_local {
-            out.write_str(" -m addrtype --dst-type LOCAL")?;
-        }
-        if let Some(connection) = &self.connection {
-            write!(out, " -m conntrack{connection}")?;
-        }
-        write!(out, "{}{}", self.statistic, self.target)
     }
-}
 
-impl Rule {
     fn ports(&self, protocol: Protocol, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.destination_ports.ranges() {
             [] => Ok(()),
@@ -51,6 +60,17 @@ impl Rule {
                 let list: Vec<String> = ranges.iter().map(ToString::to_string).collect();
                 write!(out, " -m multiport --dports {}", list.join(","))
             }
+        }
+    }
+
+    /// What stands after it.
+    fn rest(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.to_local {
+            out.write_str(" -m addrtype --dst-type LOCAL")?;
+        }
+        match self.connection == Connection::default() {
+            true => Ok(()),
+            false => write!(out, " -m conntrack{}", self.connection),
         }
     }
 }
