@@ -23,7 +23,7 @@ use crate::request::{BadRequest, Draft, flag, json};
 pub fn run(
     arguments: &Path,
     out: &mut impl Write,
-    perform: impl Fn(Draft, Run, bool) -> Report,
+    perform: impl Fn(&Draft, Run, bool) -> Report,
 ) -> io::Result<u8> {
     let report = match fs::read(arguments) {
         Ok(text) => guarded(|| reply(&text, perform)).unwrap_or_else(Report::failure),
@@ -36,9 +36,9 @@ pub fn run(
     Ok(u8::from(report.failed))
 }
 
-fn reply(text: &[u8], perform: impl Fn(Draft, Run, bool) -> Report) -> Report {
+fn reply(text: &[u8], perform: impl Fn(&Draft, Run, bool) -> Report) -> Report {
     let answered =
-        arguments(text).map(|arguments| perform(arguments.request, arguments.run, arguments.diff));
+        arguments(text).map(|arguments| perform(&arguments.request, arguments.run, arguments.diff));
     answered.unwrap_or_else(Report::failure)
 }
 

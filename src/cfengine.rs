@@ -33,7 +33,7 @@ pub const GREETING: &[u8] = b"cf-agent ";
 pub fn run(
     mut input: impl BufRead,
     out: &mut impl Write,
-    perform: impl Fn(Draft, Run, bool) -> Report,
+    perform: impl Fn(&Draft, Run, bool) -> Report,
 ) -> io::Result<u8> {
     if message(&mut input)?.is_none() {
         return Ok(0);
@@ -104,7 +104,7 @@ enum Level {
 }
 
 /// The reply to a message, and whether it was the last.
-fn answer(text: &[u8], perform: &impl Fn(Draft, Run, bool) -> Report) -> (Reply, bool) {
+fn answer(text: &[u8], perform: &impl Fn(&Draft, Run, bool) -> Report) -> (Reply, bool) {
     let asked = guarded(|| Promise::parse(text)).unwrap_or_else(Err);
     let promise = match asked {
         Ok(promise) => promise,
@@ -247,8 +247,12 @@ fn quoted(text: &str) -> String {
 
 fn validate(promise: &Promise) -> Reply {
     let operation = "validate_promise";
-    match guarded(|| promise.request()) {
-        Ok(Ok(_)) => Reply::silent(operation, "valid"),
+    let checked = || {
+        let (request, _) = promise.request()?;
+        request.check().map_err(|error| error.to_string())
+    };
+    match guarded(checked) {
+        Ok(Ok(())) => Reply::silent(operation, "valid"),
         Ok(Err(problem)) => Reply::new(
             operation,
             "invalid",
@@ -259,12 +263,12 @@ fn validate(promise: &Promise) -> Reply {
     }
 }
 
-fn evaluate(promise: &Promise, perform: &impl Fn(Draft, Run, bool) -> Report) -> Reply {
+fn evaluate(promise: &Promise, perform: &impl Fn(&Draft, Run, bool) -> Report) -> Reply {
     let operation = "evaluate_promise";
     let performed = guarded(|| {
         promise
             .request()
-            .map(|(request, run)| (perform(request, run, false), run))
+            .map(|(request, run)| (perform(&request, run, false), run))
     });
     let (report, run) = match performed {
         Ok(Ok(performed)) => performed,

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 
 use anyhow::{Context, Result, anyhow, bail};
 
@@ -17,18 +17,78 @@ use crate::host::{Host, Look, Scope};
 use crate::net::{Family, Table};
 use crate::outcome::{Outcome, Run, State, Steps};
 use crate::plan::{self, Plan};
-use crate::request::{Persist, Request};
+use crate::request::{Name, Persist, Request};
 use crate::restore;
 use crate::ruleset::Ruleset;
 use crate::saved;
 use crate::warnings;
 
-/// Does what the request asks for.
+/// What could be read of a host before all was known of the request: what of a
+/// balancer is in the nat table of each family.
+#[derive(Default)]
+pub struct Glance(BTreeMap<Family, Ruleset>);
+
+impl Glance {
+    const SCOPE: Scope = Scope::Only(Table::Nat);
+
+    /// Looks at the host. What cannot be read is left out.
+    #[must_use]
+    pub fn at(host: &impl Host, name: &Name) -> Self {
+        let families = Family::BOTH.into_iter();
+        let families = families.filter(|family| host.supports(*family));
+        let wanted = families.map(|family| (family, Self::SCOPE)).collect();
+        let read = read(host, name, wanted, Counters::Left).into_iter();
+        let seen = |(family, _, ruleset): Read| Some((family, ruleset.ok()?));
+        Self(read.filter_map(seen).collect())
+    }
+
+    /// What was seen of that, once.
+    fn take(&mut self, family: Family, scope: Scope) -> Option<Ruleset> {
+        (scope == Self::SCOPE).then(|| self.0.remove(&family))?
+    }
+}
+
+/// What was to be read, and what was.
+type Read = (Family, Scope, Result<Ruleset>);
+
+/// Reads all that at once.
+fn read(
+    host: &impl Host,
+    name: &Name,
+    wanted: Vec<(Family, Scope)>,
+    counters: Counters,
+) -> Vec<Read> {
+    let look = |scope| Look {
+        name,
+        scope,
+        counters: counters == Counters::Taken,
+    };
+    thread::scope(|threads| {
+        let start = |(family, scope)| {
+            let reader = threads.spawn(move || host.read(family, look(scope)));
+            (family, scope, reader)
+        };
+        let readers: Vec<_> = wanted.into_iter().map(start).collect();
+        let finish = |(family, scope, reader): (_, _, ScopedJoinHandle<_>)| {
+            let panicked = |_| Err(anyhow!("reading the host panicked"));
+            (family, scope, reader.join().unwrap_or_else(panicked))
+        };
+        readers.into_iter().map(finish).collect()
+    })
+}
+
+/// Does what the request asks for. What was read of the host before, if there
+/// is such, need not be read again to see that there is nothing to do.
 ///
 /// # Errors
 /// When the host cannot be read, or the request would do harm there. Nothing
 /// has been changed then; what fails later is in the [`Outcome`].
-pub fn converge(host: &impl Host, request: &Request, run: Run) -> Result<Outcome> {
+pub fn converge(
+    host: &impl Host,
+    request: &Request,
+    run: Run,
+    glance: impl FnOnce() -> Option<Glance>,
+) -> Result<Outcome> {
     let plan = plan_for(host, request);
     let facts = match request.balancer() {
         Some(balancer) => host.facts(&guards::questions(balancer, &forwarding(host))),
@@ -44,7 +104,7 @@ pub fn converge(host: &impl Host, request: &Request, run: Run) -> Result<Outcome
         files: files(host, request, &plan)?,
         plan,
     };
-    let mut before = errand.look(Counters::Left)?;
+    let mut before = errand.look_on(glance().unwrap_or_default(), Counters::Left)?;
     let mut steps = errand.missing(&before);
     let _lock = match run {
         Run::Apply if !steps.is_empty() => Some(host.lock()?),
@@ -185,10 +245,15 @@ struct Errand<'a, H> {
 
 impl<H: Host> Errand<'_, H> {
     fn look(&self, counters: Counters) -> Result<State> {
+        self.look_on(Glance::default(), counters)
+    }
+
+    /// Looks at what was not yet seen.
+    fn look_on(&self, seen: Glance, counters: Counters) -> Result<State> {
         let files = self.files.iter();
         let files = files.map(|(path, family)| Ok((path.clone(), self.file(path, *family)?)));
         Ok(State {
-            rules: self.rules(counters)?,
+            rules: self.rules(seen, counters)?,
             besides: Besides {
                 forwarding: forwarding(self.host),
                 files: files.collect::<Result<_>>()?,
@@ -219,14 +284,12 @@ impl<H: Host> Errand<'_, H> {
 
     /// Every family that is planned for, and every other that the host has
     /// programs for, since something may be left there from before.
-    fn rules(&self, counters: Counters) -> Result<BTreeMap<Family, Arc<Ruleset>>> {
+    fn rules(&self, seen: Glance, counters: Counters) -> Result<BTreeMap<Family, Arc<Ruleset>>> {
         let families = Family::BOTH
             .into_iter()
             .filter(|family| self.plan.uses(*family) || self.host.supports(*family));
-        let mut found = self.read(
-            families.flat_map(|family| self.scopes(family)).collect(),
-            counters,
-        )?;
+        let wanted = families.flat_map(|family| self.scopes(family)).collect();
+        let mut found = self.read(wanted, seen, counters)?;
         let mark = plan::filter_mark(&self.request.name);
         let is_behind = |(family, ruleset): &(&Family, &Ruleset)| {
             let planned = self.plan.parts.contains_key(&(**family, Table::Filter));
@@ -238,7 +301,7 @@ impl<H: Host> Errand<'_, H> {
             .filter(is_behind)
             .map(|(family, _)| (*family, Scope::Only(Table::Filter)))
             .collect();
-        for (family, ruleset) in self.read(behind, counters)? {
+        for (family, ruleset) in self.read(behind, Glance::default(), counters)? {
             let nat = found.remove(&family).unwrap_or_default();
             found.insert(family, nat.and(ruleset));
         }
@@ -263,35 +326,26 @@ impl<H: Host> Errand<'_, H> {
     fn read(
         &self,
         wanted: Vec<(Family, Scope)>,
+        mut seen: Glance,
         counters: Counters,
     ) -> Result<BTreeMap<Family, Ruleset>> {
-        let look = |scope| Look {
-            name: &self.request.name,
-            scope,
-            counters: counters == Counters::Taken,
-        };
-        thread::scope(|threads| {
-            let readers: Vec<_> = wanted
-                .into_iter()
-                .map(|(family, scope)| {
-                    (
-                        family,
-                        scope,
-                        threads.spawn(move || self.host.read(family, look(scope))),
-                    )
-                })
-                .collect();
-            let mut found = BTreeMap::<Family, Ruleset>::new();
-            for (family, scope, reader) in readers {
-                let read = reader
-                    .join()
-                    .unwrap_or_else(|_| Err(anyhow!("reading the host panicked")))?;
-                self.check_readable(&read, family, scope)?;
-                let others = found.remove(&family).unwrap_or_default();
-                found.insert(family, others.and(read));
+        let mut unseen = Vec::new();
+        let mut all: Vec<Read> = Vec::new();
+        for (family, scope) in wanted {
+            match seen.take(family, scope) {
+                Some(ruleset) => all.push((family, scope, Ok(ruleset))),
+                None => unseen.push((family, scope)),
             }
-            Ok(found)
-        })
+        }
+        all.extend(read(self.host, &self.request.name, unseen, counters));
+        let mut found = BTreeMap::<Family, Ruleset>::new();
+        for (family, scope, read) in all {
+            let read = read?;
+            self.check_readable(&read, family, scope)?;
+            let others = found.remove(&family).unwrap_or_default();
+            found.insert(family, others.and(read));
+        }
+        Ok(found)
     }
 
     /// A table that cannot be shown is not an empty one, where it matters.

@@ -15,11 +15,11 @@ use crate::request::Draft;
 pub fn run(
     text: &[u8],
     out: &mut impl Write,
-    perform: impl Fn(Draft, Run, bool) -> Report,
+    perform: impl Fn(&Draft, Run, bool) -> Report,
 ) -> io::Result<u8> {
     let answer = || {
         let asked = Asked::parse(text)?;
-        Ok(perform(asked.request, asked.run, asked.diff))
+        Ok(perform(&asked.request, asked.run, asked.diff))
     };
     let report = guarded(answer)
         .and_then(|answer| answer)

@@ -1,26 +1,38 @@
 //! A request on this host: what every front end that acts has in common.
 
-use anyhow::Result;
+use std::thread;
 
-use crate::converge::converge;
+use anyhow::{Result, anyhow};
+
+use crate::converge::{Glance, converge};
 use crate::host::{System, lookup};
 use crate::outcome::{Outcome, Run};
 use crate::report::Report;
-use crate::request::{Draft, Request};
+use crate::request::{Draft, Request, State};
 
 /// Carries out a request, or foretells what that would do; with before and
 /// after, if `diff`.
 #[must_use]
-pub fn on_this_host(draft: Draft, run: Run, diff: bool) -> Report {
-    let (name, state) = draft.about();
-    let perform = move || -> Result<(Request, Outcome)> {
-        let request = draft.resolve(&lookup)?;
-        let host = System::open(request.variant, request.wait)?;
-        let outcome = converge(&host, &request, run)?;
-        Ok((request, outcome))
-    };
-    match perform() {
+pub fn on_this_host(draft: &Draft, run: Run, diff: bool) -> Report {
+    let about = (&draft.name, draft.state);
+    match perform(draft, run) {
         Ok((request, outcome)) => Report::new(&request, &outcome, run, diff),
-        Err(error) => Report::unread(&name, state, format!("{error:#}; nothing was changed")),
+        Err(error) => Report::unread(about, format!("{error:#}; nothing was changed")),
     }
+}
+
+/// The host is read while it is worked out what it should have. What is wrong
+/// with the request is said before what is wrong with the host.
+fn perform(draft: &Draft, run: Run) -> Result<(Request, Outcome)> {
+    let opened = System::open(draft.variant, draft.wait);
+    thread::scope(|threads| {
+        let host = opened.as_ref().ok();
+        let host = host.filter(|_| draft.state == State::Present);
+        let glancing = host.map(|host| threads.spawn(|| Glance::at(host, &draft.name)));
+        let request = draft.resolve(&lookup)?;
+        let glance = || glancing.and_then(|thread| thread.join().ok());
+        let host = opened.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+        let outcome = converge(host, &request, run, glance)?;
+        Ok((request, outcome))
+    })
 }

@@ -113,7 +113,7 @@ impl Report {
 
     /// The request was understood, but the host could not be read.
     #[must_use]
-    pub fn unread(name: &Name, state: Wish, reason: impl Into<String>) -> Self {
+    pub fn unread((name, state): (&Name, Wish), reason: impl Into<String>) -> Self {
         Self {
             name: Some(name.as_str().to_owned()),
             state: Some(state),

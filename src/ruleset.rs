@@ -240,12 +240,21 @@ struct Reader<'a> {
     finder: memmem::Finder<'a>,
     ruleset: Ruleset,
     table: Option<Table>,
-    /// The chain of the last rule, and how many rules it has had so far.
-    chain: Vec<u8>,
-    position: u32,
-    /// The same of the built-in chains before. A dump has the rules of a chain
-    /// in one piece; a file that a person wrote need not.
+    /// The chain of the last rule.
+    current: Current,
+    /// The number of rules of the built-in chains before. A dump has the rules
+    /// of a chain in one piece; a file that a person wrote need not.
     positions: HashMap<Vec<u8>, u32>,
+}
+
+/// A chain that is being read.
+#[derive(Default)]
+struct Current {
+    chain: Vec<u8>,
+    /// How many rules it has had so far.
+    position: u32,
+    /// Its name and its rules in this piece, if it is ours.
+    ours: Option<(String, Vec<SavedRule>)>,
 }
 
 impl<'a> Reader<'a> {
@@ -255,8 +264,7 @@ impl<'a> Reader<'a> {
             finder: memmem::Finder::new(name.as_str()),
             ruleset: Ruleset::default(),
             table: None,
-            chain: Vec::new(),
-            position: 0,
+            current: Current::default(),
             positions: HashMap::new(),
         }
     }
@@ -269,7 +277,8 @@ impl<'a> Reader<'a> {
                 Ok(())
             }
             (Some(b'*'), None) => self.begin(line),
-            (Some(b'C'), Some(_)) if line == b"COMMIT" => {
+            (Some(b'C'), Some(table)) if line == b"COMMIT" => {
+                self.turn_to(table, b"");
                 self.table = None;
                 Ok(())
             }
@@ -309,8 +318,7 @@ impl<'a> Reader<'a> {
             .ok()
             .and_then(Table::from_name);
         self.table = Some(table.ok_or(NotSaved)?);
-        self.chain.clear();
-        self.position = 0;
+        self.current = Current::default();
         self.positions.clear();
         Ok(())
     }
@@ -327,39 +335,45 @@ impl<'a> Reader<'a> {
     fn rule(&mut self, table: Table, line: &[u8]) -> Result<(), NotSaved> {
         let (counters, rest) = split_counters(line).ok_or(NotSaved)?;
         let (chain, text) = split_at_blank(rest.strip_prefix(b"-A ").ok_or(NotSaved)?);
-        if self.chain != chain {
-            let next = self.positions.remove(chain).unwrap_or(0);
-            let last = std::mem::replace(&mut self.chain, chain.to_vec());
-            if is_built_in(&last) {
-                self.positions.insert(last, self.position);
-            }
-            self.position = next;
+        if self.current.chain != chain {
+            self.turn_to(table, chain);
         }
-        self.position += 1;
-        let may_refuse = table == Table::Filter && chain == b"FORWARD" && refuses(text);
-        if may_refuse && self.ruleset.forward_refuses_at.is_none() {
-            self.ruleset.forward_refuses_at = Some(self.position);
-        }
-        if self.finder.find(line).is_none() {
+        self.current.position += 1;
+        if let Some((_, rules)) = &mut self.current.ours {
+            rules.push(SavedRule::new(table, text, counters));
             return Ok(());
         }
-        if let Some(chain) = self.ours(chain) {
-            let rule = SavedRule::new(table, text, counters);
-            self.owned(table)
-                .chains
-                .entry(chain)
-                .or_default()
-                .rules
-                .push(rule);
-        } else if self.leads_to_us(text) {
+        let position = self.current.position;
+        let may_refuse = table == Table::Filter && chain == b"FORWARD" && refuses(text);
+        if may_refuse && self.ruleset.forward_refuses_at.is_none() {
+            self.ruleset.forward_refuses_at = Some(position);
+        }
+        if self.finder.find(text).is_some() && self.leads_to_us(text) {
             let lead = Lead {
                 chain: String::from_utf8_lossy(chain).into_owned(),
-                position: self.position,
+                position,
                 rule: SavedRule::new(table, text, counters),
             };
             self.owned(table).leads.push(lead);
         }
         Ok(())
+    }
+
+    /// Puts away what was read of a chain and goes on with another.
+    fn turn_to(&mut self, table: Table, chain: &[u8]) {
+        let next = Current {
+            chain: chain.to_vec(),
+            position: self.positions.remove(chain).unwrap_or(0),
+            ours: self.ours(chain).map(|name| (name, Vec::new())),
+        };
+        let last = std::mem::replace(&mut self.current, next);
+        if is_built_in(&last.chain) {
+            self.positions.insert(last.chain, last.position);
+        }
+        if let Some((name, mut rules)) = last.ours {
+            let chains = &mut self.owned(table).chains;
+            chains.entry(name).or_default().rules.append(&mut rules);
+        }
     }
 
     fn ours(&self, chain: &[u8]) -> Option<String> {

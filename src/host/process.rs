@@ -4,12 +4,13 @@
 use std::ffi::OsStr;
 use std::io::{self, BufReader, Read};
 use std::path::Path;
-use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use duct::{Expression, cmd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::fcntl_setpipe_size;
 
 /// What a finished program left behind.
 pub struct Finished {
@@ -63,78 +64,95 @@ pub fn stream<T>(
     program: &Path,
     arguments: &[&OsStr],
     limit: Duration,
-    consume: impl FnOnce(Output<'_>) -> Result<T>,
+    consume: impl FnOnce(&mut Output) -> Result<T>,
 ) -> Result<T> {
-    const BUFFER: usize = 1 << 16;
-    let started = command(program, arguments).stdin_null().reader();
-    let handle = &started.with_context(|| format!("cannot start `{}`", program.display()))?;
-    let (done, watched) = mpsc::channel::<()>();
-    thread::scope(|scope| {
-        let guard = scope.spawn(move || {
-            let expired = watched.recv_timeout(limit) == Err(mpsc::RecvTimeoutError::Timeout);
-            if expired {
-                handle.kill().ok();
-            }
-            expired
-        });
-        let consumed = consume(BufReader::with_capacity(
-            BUFFER,
-            Unhurried {
-                inner: handle,
-                taken: 0,
-            },
-        ));
-        drain(handle);
-        drop(done);
-        if guard.join().unwrap_or(false) {
-            return Err(too_long(program, limit));
+    let deadline = Instant::now() + limit;
+    let starting = || format!("cannot start `{}`", program.display());
+    let (reader, writer) = io::pipe().with_context(starting)?;
+    // A smaller pipe is only slower.
+    fcntl_setpipe_size(&reader, PIPE).ok();
+    let prepared = command(program, arguments).stdin_null().stdout_file(writer);
+    let handle = prepared.start().with_context(starting)?;
+    // It holds the other end of the pipe.
+    drop(prepared);
+    let mut output = BufReader::with_capacity(BUFFER, Unhurried::new(reader, deadline));
+    let consumed = consume(&mut output);
+    // A consumer that gave up early must not leave the program writing to nobody.
+    io::copy(&mut output, &mut io::sink()).ok();
+    let finished = handle.wait_deadline(deadline);
+    match finished.with_context(|| format!("waiting for `{}`", program.display()))? {
+        Some(finished) if finished.status.success() => consumed,
+        Some(finished) => Err(failure(
+            program,
+            &last_lines(&finished.stderr),
+            finished.status.code(),
+        )),
+        None => {
+            handle.kill().ok();
+            Err(too_long(program, limit))
         }
-        let output = handle
-            .try_wait()
-            .with_context(|| format!("waiting for `{}`", program.display()))?;
-        match output {
-            Some(output) if output.status.success() => consumed,
-            Some(output) => Err(failure(
-                program,
-                &last_lines(&output.stderr),
-                output.status.code(),
-            )),
-            None => bail!("`{}` closed its output and did not end", program.display()),
-        }
-    })
+    }
 }
 
 /// What a program prints, as it comes.
-pub type Output<'a> = BufReader<Unhurried<'a>>;
+pub type Output = BufReader<Unhurried>;
 
-/// Reads a long output in few large pieces.
+/// How much is taken from the pipe at once.
+const BUFFER: usize = 1 << 16;
+
+/// How much the pipe holds, if the kernel lets us have it: a dump of ten
+/// thousand rules, so that a program that prints one does not have to wait for
+/// us in between. It is the most that anybody may ask for by default.
+const PIPE: usize = 1 << 20;
+
+/// Reads a long output in few large pieces, until its deadline.
 ///
 /// A program that prints megabytes does so 4 KiB at a time, and would have to
 /// wake a waiting reader each time; on a host with 20,000 rules that costs a
 /// sixth of the time that `iptables-save` takes. So once much has come, the
-/// reader does something else for a moment instead of waiting.
-pub struct Unhurried<'a> {
-    inner: &'a duct::ReaderHandle,
+/// reader does something else for a moment when it has caught up.
+pub struct Unhurried {
+    inner: io::PipeReader,
+    deadline: Instant,
     taken: usize,
+    caught_up: bool,
 }
 
-impl Read for Unhurried<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        const MUCH: usize = 1 << 17;
-        const MOMENT: Duration = Duration::from_micros(500);
-        if self.taken > MUCH {
-            thread::sleep(MOMENT);
+impl Unhurried {
+    fn new(inner: io::PipeReader, deadline: Instant) -> Self {
+        Self {
+            inner,
+            deadline,
+            taken: 0,
+            caught_up: true,
         }
-        let count = self.inner.read(buffer)?;
-        self.taken += count;
-        Ok(count)
+    }
+
+    fn wait(&self) -> io::Result<()> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let limit = Timespec::try_from(left).map_err(io::Error::other)?;
+        let mut pipe = [PollFd::new(&self.inner, PollFlags::IN)];
+        let is_late = left.is_zero() || poll(&mut pipe, Some(&limit))? == 0;
+        match is_late {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => Ok(()),
+        }
     }
 }
 
-/// A consumer that gave up early must not leave the program writing to nobody.
-fn drain(mut handle: &duct::ReaderHandle) {
-    let mut rest = [0; 1 << 14];
-    while handle.read(&mut rest).is_ok_and(|count| count > 0) {}
+impl Read for Unhurried {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        const MUCH: usize = 1 << 17;
+        const MOMENT: Duration = Duration::from_micros(500);
+        if self.taken > MUCH && self.caught_up {
+            thread::sleep(MOMENT);
+        }
+        self.wait()?;
+        let count = self.inner.read(buffer)?;
+        self.taken += count;
+        self.caught_up = count < buffer.len();
+        Ok(count)
+    }
 }
 
 fn too_long(program: &Path, limit: Duration) -> anyhow::Error {

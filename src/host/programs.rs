@@ -120,9 +120,9 @@ fn variant_of(save: &Path) -> Result<Variant> {
 /// `iptables-save v1.8.9 (nf_tables)`; before 1.8 there was nothing in brackets.
 fn asked(save: &Path) -> Result<Variant> {
     const LIMIT: Duration = Duration::from_secs(10);
-    let read = |mut output: process::Output<'_>| {
+    let read = |output: &mut process::Output| {
         let mut text = String::new();
-        std::io::Read::read_to_string(&mut output, &mut text)?;
+        std::io::Read::read_to_string(output, &mut text)?;
         Ok(text)
     };
     let version = process::stream(save, &[OsStr::new("--version")], LIMIT, read)?;

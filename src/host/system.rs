@@ -80,7 +80,7 @@ impl Host for System {
         if let Some(table) = table {
             arguments.extend(["-t", table.as_str()].map(OsStr::new));
         }
-        let read = |output: process::Output<'_>| Ok(Ruleset::read(output, look.name)?);
+        let read = |output: &mut process::Output| Ok(Ruleset::read(output, look.name)?);
         process::stream(&program, &arguments, self.limit(), read)
             .with_context(|| format!("reading the {} rules", family.title()))
     }
@@ -223,7 +223,7 @@ fn legacy_rules(family: Family) -> bool {
     let Ok(program) = programs.path(family, "save") else {
         return true;
     };
-    let mentions_rule = |mut output: process::Output<'_>| {
+    let mentions_rule = |output: &mut process::Output| {
         let mut found = false;
         let mut line = Vec::new();
         while output.read_until(b'\n', &mut line)? > 0 {

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
-use super::coerce::{BadRequest, Place, integer, list, text};
+use super::coerce::{BadRequest, Place, integer, integer_in, list, text};
 use super::wire::BackendWire;
 use super::{WEIGHT_MAX, given, json, shaped};
 
@@ -45,16 +46,24 @@ impl Backend {
     /// their bytes, and then mixed as `SplitMix64` does, so that all its bits do.
     #[must_use]
     pub fn hash(&self) -> u64 {
-        let mut bytes = match self.address {
-            IpAddr::V4(address) => address.octets().to_vec(),
-            IpAddr::V6(address) => address.octets().to_vec(),
+        let (ipv4, ipv6);
+        let address: &[u8] = match self.address {
+            IpAddr::V4(address) => {
+                ipv4 = address.octets();
+                &ipv4
+            }
+            IpAddr::V6(address) => {
+                ipv6 = address.octets();
+                &ipv6
+            }
         };
-        bytes.extend(self.port.unwrap_or(0).to_be_bytes());
+        let port = self.port.unwrap_or(0).to_be_bytes();
         let fnv =
             |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         let mixed =
             |hash: u64, shift: u32, factor: u64| (hash ^ hash >> shift).wrapping_mul(factor);
-        let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325, fnv);
+        let bytes = address.iter().chain(&port);
+        let hash = bytes.fold(0xcbf2_9ce4_8422_2325, fnv);
         let hash = mixed(
             mixed(hash, 30, 0xbf58_476d_1ce4_e5b9),
             27,
@@ -66,14 +75,22 @@ impl Backend {
 
 /// The list, without repetition.
 pub(super) fn backends(place: &Place) -> Result<Vec<Listed>, BadRequest> {
-    let mut found: Vec<Listed> = Vec::new();
-    let mut places = HashMap::new();
-    for item in list(place)? {
-        let backend = backend(&item)?;
-        if let Some(earlier) = places.insert((backend.host.clone(), backend.port), item.path) {
-            return Err(item.bad(format!("is the same address and port as {earlier}; list it once, with the sum of the weights")));
+    let items = list(place)?;
+    let mut found: Vec<Listed> = Vec::with_capacity(items.len());
+    let mut paths = Vec::with_capacity(items.len());
+    for item in items {
+        found.push(backend(&item)?);
+        paths.push(item.path);
+    }
+    let mut known = HashMap::with_capacity(found.len());
+    for (at, backend) in found.iter().enumerate() {
+        if let Some(earlier) = known.insert((&backend.host, backend.port), at) {
+            let problem = format!(
+                "is the same address and port as {}; list it once, with the sum of the weights",
+                paths[earlier]
+            );
+            return Err(BadRequest::new(paths[at].to_string(), problem));
         }
-        found.push(backend);
     }
     Ok(found)
 }
@@ -93,10 +110,11 @@ fn backend_from_object(place: &Place, object: &json::Object) -> Result<Listed, B
     let address = given(place.path.key("address"), &wire.address)
         .ok_or_else(|| BadRequest::new(place.path.key("address").to_string(), "is missing"))?;
     Ok(Listed {
-        host: host(&address, &text(&address)?)?,
+        host: host(&text(&address)?).map_err(|problem| address.refuse(problem))?,
         port: given(place.path.key("port"), &wire.port)
-            .map(|port| backend_port(&port))
-            .transpose()?,
+            .map(|port| integer(&port, PORTS))
+            .transpose()?
+            .and_then(as_port),
         weight: given(place.path.key("weight"), &wire.weight)
             .map_or(Ok(1), |weight| integer(&weight, 0..=WEIGHT_MAX))?,
     })
@@ -108,19 +126,24 @@ fn backend_from_text(place: &Place) -> Result<Listed, BadRequest> {
     let mut words = line.split_whitespace();
     let first = words.next().unwrap_or_default();
     let (address, port) = split_host_port(first);
-    let inner = |name, value: &str| Place::owned(place.path.key(name), value);
+    let refuse = |key, value: &str, problem: String| {
+        Place::owned(place.path.key(key), value).refuse(problem)
+    };
     let mut weight = None;
     for word in words {
         let value = word.strip_prefix("weight=").filter(|_| weight.is_none());
         let value =
             value.ok_or_else(|| place.refuse("is not of the form HOST[:PORT] [weight=N]"))?;
-        weight = Some(integer(&inner("weight", value), 0..=WEIGHT_MAX)?);
+        let given = integer_in(value, 0..=WEIGHT_MAX);
+        weight = Some(given.map_err(|problem| refuse("weight", value, problem))?);
     }
+    let given = |port: &str| {
+        let given = integer_in(port, PORTS);
+        given.map_err(|problem| refuse("port", port, problem))
+    };
     Ok(Listed {
-        host: host(&inner("address", address), address)?,
-        port: port
-            .map(|port| backend_port(&inner("port", port)))
-            .transpose()?,
+        host: host(address).map_err(|problem| refuse("address", address, problem.to_owned()))?,
+        port: port.map(given).transpose()?.and_then(as_port),
         weight: weight.unwrap_or(1),
     })
 }
@@ -143,20 +166,23 @@ fn split_host_port(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-fn backend_port(place: &Place) -> Result<u16, BadRequest> {
-    let port = integer(place, 1..=u32::from(u16::MAX))?;
-    u16::try_from(port).map_err(|_| place.refuse("is not a port"))
+/// The ports that a backend can have.
+const PORTS: RangeInclusive<u32> = 1..=65_535;
+
+fn as_port(number: u32) -> Option<u16> {
+    u16::try_from(number).ok()
 }
 
-fn host(place: &Place, text: &str) -> Result<Host, BadRequest> {
+/// An address or a name, or what is wrong with it.
+fn host(text: &str) -> Result<Host, &'static str> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return match unusable(address) {
-            Some(reason) => Err(place.refuse(reason)),
+            Some(reason) => Err(reason),
             None => Ok(Host::Address(address)),
         };
     }
     if split_host_port(text).1.is_some() {
-        return Err(place.refuse("has a port in it; give that as `port`"));
+        return Err("has a port in it; give that as `port`");
     }
     let label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -170,7 +196,7 @@ fn host(place: &Place, text: &str) -> Result<Host, BadRequest> {
         && !text.trim_end_matches('.').split('.').all(is_number);
     match is_name {
         true => Ok(Host::Name(text.trim_end_matches('.').to_lowercase())),
-        false => Err(place.refuse("is neither an IP address nor a hostname")),
+        false => Err("is neither an IP address nor a hostname"),
     }
 }
 

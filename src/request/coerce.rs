@@ -7,7 +7,9 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::iter::Enumerate;
 use std::ops::RangeInclusive;
+use std::{slice, vec};
 
 use serde_json::Value;
 
@@ -142,10 +144,10 @@ fn shown(value: &Value) -> String {
 }
 
 /// A scalar as text, without blanks around it.
-pub(super) fn text(place: &Place) -> Result<String, BadRequest> {
-    let text = match &*place.value {
-        Value::String(text) => text.trim_matches([' ', '\t']).to_owned(),
-        Value::Number(number) => number.to_string(),
+pub(super) fn text<'a>(place: &'a Place) -> Result<Cow<'a, str>, BadRequest> {
+    let text: Cow<str> = match &*place.value {
+        Value::String(text) => text.trim_matches([' ', '\t']).into(),
+        Value::Number(number) => number.to_string().into(),
         _ => return Err(place.refuse("is not a string")),
     };
     if text.is_empty() {
@@ -159,22 +161,21 @@ pub(super) fn text(place: &Place) -> Result<String, BadRequest> {
 
 /// A whole number within `range`; `"3"`, `" 3 "`, `3.0` and `"3.0000"` are 3.
 pub(super) fn integer(place: &Place, range: RangeInclusive<u32>) -> Result<u32, BadRequest> {
-    let digits = match &*place.value {
-        Value::Number(number) => number.to_string(),
-        Value::String(text) => text.trim().to_owned(),
-        _ => return Err(place.refuse("is not a whole number")),
+    let number = match &*place.value {
+        Value::Number(number) => integer_in(&number.to_string(), range),
+        Value::String(text) => integer_in(text, range),
+        _ => Err("is not a whole number".to_owned()),
     };
-    let number = whole(&digits).ok_or_else(|| place.refuse("is not a whole number"))?;
-    u32::try_from(number)
-        .ok()
+    number.map_err(|problem| place.refuse(problem))
+}
+
+/// The same of a piece of text, or what is wrong with it.
+pub(super) fn integer_in(text: &str, range: RangeInclusive<u32>) -> Result<u32, String> {
+    let number = whole(text.trim()).ok_or("is not a whole number")?;
+    let number = u32::try_from(number).ok();
+    number
         .filter(|number| range.contains(number))
-        .ok_or_else(|| {
-            place.refuse(format_args!(
-                "is not between {} and {}",
-                range.start(),
-                range.end()
-            ))
-        })
+        .ok_or_else(|| format!("is not between {} and {}", range.start(), range.end()))
 }
 
 /// The value of decimal digits with an optional sign and a fraction of zeros.
@@ -225,7 +226,7 @@ pub(super) fn choice<T: Copy>(place: &Place, choices: &[(&str, T)]) -> Result<T,
 
 /// The items of a list, in any of its forms: a list, a comma-separated string,
 /// a JSON text, an object `{"0": .., "1": ..}`, or a single scalar.
-pub(super) fn list<'a>(place: &'a Place<'a>) -> Result<Vec<Place<'a>>, BadRequest> {
+pub(super) fn list<'a>(place: &'a Place<'a>) -> Result<Items<'a>, BadRequest> {
     match &*place.value {
         Value::String(text) => match from_json_text(place, text)? {
             Some(inner) => list_of(place, Cow::Owned(inner)),
@@ -235,13 +236,42 @@ pub(super) fn list<'a>(place: &'a Place<'a>) -> Result<Vec<Place<'a>>, BadReques
     }
 }
 
-fn list_of<'a>(place: &Place<'a>, value: Cow<'a, Value>) -> Result<Vec<Place<'a>>, BadRequest> {
+/// The items of a list, each at its place.
+#[derive(Debug)]
+pub(super) enum Items<'a> {
+    /// As they arrived: there may be very many.
+    Given(Path<'a>, Enumerate<slice::Iter<'a, Value>>),
+    /// Read out of something else.
+    Made(vec::IntoIter<Place<'a>>),
+}
+
+impl<'a> Iterator for Items<'a> {
+    type Item = Place<'a>;
+
+    fn next(&mut self) -> Option<Place<'a>> {
+        match self {
+            Self::Given(path, items) => {
+                let (at, item) = items.next()?;
+                Some(Place::new(path.item(at), item))
+            }
+            Self::Made(places) => places.next(),
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        match self {
+            Self::Given(_, items) => items.size_hint(),
+            Self::Made(places) => places.size_hint(),
+        }
+    }
+}
+
+impl ExactSizeIterator for Items<'_> {}
+
+fn list_of<'a>(place: &Place<'a>, value: Cow<'a, Value>) -> Result<Items<'a>, BadRequest> {
     match value {
         Cow::Borrowed(Value::Array(items)) => {
-            let items = items.iter().enumerate();
-            Ok(items
-                .map(|(at, item)| Place::new(place.path.item(at), item))
-                .collect())
+            Ok(Items::Given(place.path, items.iter().enumerate()))
         }
         Cow::Owned(Value::Array(items)) => Ok(numbered(place.path, items)),
         Cow::Borrowed(Value::Object(entries)) => numbered_object(place, entries.clone()),
@@ -251,18 +281,19 @@ fn list_of<'a>(place: &Place<'a>, value: Cow<'a, Value>) -> Result<Vec<Place<'a>
     }
 }
 
-fn numbered(path: Path<'_>, items: impl IntoIterator<Item = Value>) -> Vec<Place<'_>> {
+fn numbered(path: Path<'_>, items: impl IntoIterator<Item = Value>) -> Items<'_> {
     let items = items.into_iter().enumerate();
-    items
+    let places: Vec<_> = items
         .map(|(at, item)| Place::owned(path.item(at), item))
-        .collect()
+        .collect();
+    Items::Made(places.into_iter())
 }
 
 /// CFEngine's arrays: the keys are the places, in any order.
 fn numbered_object<'a>(
     place: &Place<'a>,
     entries: json::Object,
-) -> Result<Vec<Place<'a>>, BadRequest> {
+) -> Result<Items<'a>, BadRequest> {
     let mut items = Vec::with_capacity(entries.len());
     for (key, item) in entries {
         let at: u32 = key.parse().map_err(|_| {
@@ -277,10 +308,11 @@ fn numbered_object<'a>(
     if let Some(pair) = items.windows(2).find(|pair| pair[0].0 == pair[1].0) {
         return Err(place.bad(format!("has two items with the number {}", pair[0].0)));
     }
-    let placed = items.into_iter();
-    Ok(placed
+    let items = items.into_iter();
+    let places: Vec<_> = items
         .map(|(at, item)| Place::owned(place.path.item(at as usize), item))
-        .collect())
+        .collect();
+    Ok(Items::Made(places.into_iter()))
 }
 
 /// A string that is a JSON list or object, read. `[fd00::1]:80` is neither,
@@ -301,15 +333,17 @@ fn from_json_text(place: &Place, text: &str) -> Result<Option<Value>, BadRequest
     }
 }
 
-fn comma_separated<'a>(place: &Place<'a>, text: &str) -> Result<Vec<Place<'a>>, BadRequest> {
+fn comma_separated<'a>(place: &Place<'a>, text: &str) -> Result<Items<'a>, BadRequest> {
     if text.trim().is_empty() {
-        return Ok(Vec::new());
+        return Ok(numbered(place.path, []));
     }
-    let items = text.split(',').map(|item| Value::from(item.trim()));
-    let items = numbered(place.path, items);
-    match items.iter().find(|item| *item.value == "") {
-        Some(empty) => Err(empty.bad("is empty")),
-        None => Ok(items),
+    let items = text.split(',').map(str::trim);
+    match items.clone().position(str::is_empty) {
+        Some(at) => Err(BadRequest::new(
+            place.path.item(at).to_string(),
+            "is empty",
+        )),
+        None => Ok(numbered(place.path, items.map(Value::from))),
     }
 }
 
@@ -410,7 +444,7 @@ mod tests {
             json!("{\"0\": \"a\", \"1\": \"b\"}"),
         ] {
             let place = at(value);
-            let items = list(&place).unwrap().into_iter();
+            let items = list(&place).unwrap();
             let seen: Vec<_> = items
                 .map(|item| (item.path.to_string(), item.value.into_owned()))
                 .collect();
@@ -422,7 +456,7 @@ mod tests {
     fn an_object_is_ordered_by_number_and_not_by_text() {
         let object: json::Object = (0..12).map(|n| (n.to_string(), json!(n))).collect();
         let place = at(Value::Object(object));
-        let items = list(&place).unwrap().into_iter();
+        let items = list(&place).unwrap();
         let values: Vec<_> = items.map(|item| item.value.into_owned()).collect();
         assert_eq!(values, (0..12).map(|n| json!(n)).collect::<Vec<_>>());
     }
@@ -430,8 +464,8 @@ mod tests {
     #[test]
     fn an_ipv6_address_in_brackets_is_not_json() {
         let place = at(json!("[fd00::1]:80,[1::2]:80"));
-        let items = list(&place).unwrap();
-        assert_eq!(*items[1].value, json!("[1::2]:80"));
+        let mut items = list(&place).unwrap();
+        assert_eq!(*items.nth(1).unwrap().value, json!("[1::2]:80"));
     }
 
     #[test]

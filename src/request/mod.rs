@@ -52,20 +52,20 @@ pub struct Request {
     pub disconnect: Disconnect,
 }
 
-/// A request that is checked as far as that goes without asking for the
-/// addresses of names.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A request of which so much is read as one must know to find the host's rules.
+/// The rest is still to be checked, which may take long: of ten thousand
+/// backends, or when names have to be looked up.
+#[derive(Clone, Debug)]
 pub struct Draft {
-    /// Whole, unless something is to be looked up.
-    request: Request,
-    unresolved: Option<Unresolved>,
-}
-
-/// What waits for the addresses of names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Unresolved {
-    listed: Vec<Listed>,
-    layout: Layout,
+    /// The chain that it is about.
+    pub name: Name,
+    /// Whether there is to be such a balancer.
+    pub state: State,
+    /// Which iptables.
+    pub variant: VariantChoice,
+    /// How long to wait for others' locks, in seconds.
+    pub wait: u32,
+    wire: Wire,
 }
 
 /// What is to be there.
@@ -116,69 +116,82 @@ pub enum Destination {
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Result<Vec<IpAddr>, String>;
 
 impl Draft {
-    /// Checks what arrived. Without hostnames in it nothing is left to check.
+    /// Reads what arrived.
     ///
     /// # Errors
-    /// The first thing that is wrong: the attribute, the item, and the way out.
+    /// For an attribute that there is not, and where one of those here is wrong.
     pub fn from_json(attributes: json::Object) -> Result<Self, BadRequest> {
         let wire = Wire::from_json(attributes)?;
         let wait = match given("wait", &wire.wait) {
             Some(place) => integer(&place, 0..=3600)?,
             None => 10,
         };
-        let (wanted, listed) = wanted(&wire)?;
-        let request = Request {
+        Ok(Self {
             name: name(&wire)?,
+            state: word("state", &wire.state, State::WORDS)?,
             variant: word("variant", &wire.variant, VariantChoice::WORDS)?,
             wait,
-            wanted,
-            persist: persist(&wire.persist)?,
-            disconnect: word("disconnect", &wire.disconnect, Disconnect::WORDS)?,
-        };
-        let layout = word("layout", &wire.layout, Layout::WORDS)?;
-        let has_names = listed.iter().any(|listed| listed.host.is_name());
-        let draft = Self {
-            request,
-            unresolved: Some(Unresolved { listed, layout }),
-        };
-        match has_names {
-            true => Ok(draft),
-            false => Ok(Self {
-                request: draft.resolve(&no_names)?,
-                unresolved: None,
-            }),
+            wire,
+        })
+    }
+
+    /// Checks all that can be checked without asking for the addresses of names.
+    ///
+    /// # Errors
+    /// The first thing that is wrong: the attribute, the item, and the way out.
+    pub fn check(&self) -> Result<(), BadRequest> {
+        let checked = self.checked()?;
+        match checked.listed.iter().any(|listed| listed.host.is_name()) {
+            true => Ok(()),
+            false => checked.resolve(&no_names).map(|_| ()),
         }
     }
 
     /// The request, with addresses in the place of names.
     ///
     /// # Errors
-    /// When a name has no address, or the weights cannot be arranged.
-    pub fn resolve(self, lookup: Lookup) -> Result<Request, BadRequest> {
+    /// As [`Self::check`], and when a name has no address.
+    pub fn resolve(&self, lookup: Lookup) -> Result<Request, BadRequest> {
+        self.checked()?.resolve(lookup)
+    }
+
+    fn checked(&self) -> Result<Checked, BadRequest> {
+        let wire = &self.wire;
+        let (wanted, listed) = wanted(wire, self.state)?;
+        Ok(Checked {
+            request: Request {
+                name: self.name.clone(),
+                variant: self.variant,
+                wait: self.wait,
+                wanted,
+                persist: persist(&wire.persist)?,
+                disconnect: word("disconnect", &wire.disconnect, Disconnect::WORDS)?,
+            },
+            listed,
+            layout: word("layout", &wire.layout, Layout::WORDS)?,
+        })
+    }
+}
+
+/// A request without backends, and what these will be.
+struct Checked {
+    request: Request,
+    listed: Vec<Listed>,
+    layout: Layout,
+}
+
+impl Checked {
+    fn resolve(self, lookup: Lookup) -> Result<Request, BadRequest> {
         let mut request = self.request;
-        let (Some(Unresolved { listed, layout }), Wanted::Present(balancer)) =
-            (self.unresolved, &mut request.wanted)
-        else {
+        let Wanted::Present(balancer) = &mut request.wanted else {
             return Ok(request);
         };
         let named = balancer.families_named();
-        balancer.pools = pools(&listed, &named, balancer.mode, layout, lookup)?;
+        balancer.pools = pools(&self.listed, &named, balancer.mode, self.layout, lookup)?;
         balancer.check_networks()?;
         balancer.check_snat()?;
         check_persist(&request.persist, balancer)?;
         Ok(request)
-    }
-
-    /// Whether a name is to be looked up.
-    #[must_use]
-    pub fn has_names(&self) -> bool {
-        self.unresolved.is_some()
-    }
-
-    /// The name of the balancer, and the state asked for.
-    #[must_use]
-    pub fn about(&self) -> (Name, State) {
-        (self.request.name.clone(), self.request.state())
     }
 }
 
@@ -233,7 +246,10 @@ impl Wire {
         }
         let mut attributes = attributes;
         attributes.retain(|_, value| !value.is_null());
-        shaped(&"".into(), &attributes)
+        // It may be long, and is not copied.
+        let backends = attributes.remove("backends");
+        let rest: Self = shaped(&"".into(), &attributes)?;
+        Ok(Self { backends, ..rest })
     }
 }
 
@@ -321,8 +337,7 @@ fn optional_flag(path: &'static str, value: &Option<Value>) -> Result<bool, BadR
 
 /// Everything given is checked in either state; what `absent` does not need is
 /// not asked for.
-fn wanted(wire: &Wire) -> Result<(Wanted, Vec<Listed>), BadRequest> {
-    let state = word("state", &wire.state, State::WORDS)?;
+fn wanted(wire: &Wire, state: State) -> Result<(Wanted, Vec<Listed>), BadRequest> {
     let backends = given("backends", &wire.backends)
         .map(|place| backends(&place))
         .transpose()?;

@@ -1,7 +1,9 @@
 //! The backends of a family, and how their shares become rules.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::slice;
 
 use super::backend::{Backend, Host, Listed, unusable};
 use super::coerce::BadRequest;
@@ -52,11 +54,11 @@ pub(super) fn pools(
 
 /// The addresses of each item. Of a name they are those of the families that
 /// are in use besides; all, where none is.
-fn addresses(
-    listed: &[Listed],
+fn addresses<'a>(
+    listed: &'a [Listed],
     named: &BTreeSet<Family>,
     lookup: Lookup,
-) -> Result<Vec<Vec<IpAddr>>, BadRequest> {
+) -> Result<Vec<Cow<'a, [IpAddr]>>, BadRequest> {
     let literal = |listed: &Listed| match listed.host {
         Host::Address(address) => Some(Family::of(address)),
         Host::Name(_) => None,
@@ -64,8 +66,8 @@ fn addresses(
     let mut used = named.clone();
     used.extend(listed.iter().filter_map(literal));
     let in_use = |address: &IpAddr| used.is_empty() || used.contains(&Family::of(*address));
-    let of_item = |(at, item): (usize, &Listed)| match &item.host {
-        Host::Address(address) => Ok(vec![*address]),
+    let of_item = |(at, item): (usize, &'a Listed)| match &item.host {
+        Host::Address(address) => Ok(slice::from_ref(address).into()),
         Host::Name(name) => {
             let bad = |problem: String| {
                 BadRequest::new(
@@ -88,7 +90,7 @@ fn addresses(
                     titles.join(" or ")
                 )));
             }
-            Ok(found.into_iter().collect())
+            Ok(found.into_iter().collect::<Vec<_>>().into())
         }
     };
     listed.iter().enumerate().map(of_item).collect()
@@ -101,7 +103,7 @@ fn addresses(
 fn of_family(
     family: Family,
     listed: &[Listed],
-    addresses: &[Vec<IpAddr>],
+    addresses: &[Cow<[IpAddr]>],
 ) -> Result<(Vec<usize>, Vec<Backend>), BadRequest> {
     let ours = |at: usize| {
         let of_item = addresses[at].iter().copied();
@@ -121,6 +123,8 @@ fn of_family(
         BadRequest::new(format!("backends[{at}].weight"), problem)
     };
     let (mut places, mut backends) = (Vec::new(), Vec::<Backend>::new());
+    // Only a name can have the address of another item.
+    let may_meet = listed.iter().any(|listed| listed.host.is_name());
     let mut known = HashMap::new();
     for (at, item) in listed.iter().enumerate() {
         let count = ours(at).count() as u128;
@@ -138,7 +142,9 @@ fn of_family(
                 backends[earlier].weight = weight;
                 continue;
             }
-            known.insert((address, item.port), backends.len());
+            if may_meet {
+                known.insert((address, item.port), backends.len());
+            }
             places.push(at);
             backends.push(Backend {
                 address,

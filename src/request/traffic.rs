@@ -12,25 +12,25 @@ use crate::net::{self, PortRange, Ports};
 pub(super) fn ports(place: &Place) -> Result<Ports, BadRequest> {
     const MOST: usize = 15;
     let items = list(place)?;
-    if items.is_empty() {
+    if items.len() == 0 {
         return Err(place.bad("is empty; \"0:65535\" is every port"));
     }
     if items.len() > MOST {
         return Err(place.bad(format!("has {} items, more than {MOST}", items.len())));
     }
-    let ranges: Result<Vec<_>, _> = items.iter().map(port_range).collect();
+    let ranges: Result<Vec<_>, _> = items.map(|item| port_range(&item)).collect();
     ranges.map(Ports::new)
 }
 
 fn port_range(place: &Place) -> Result<PortRange, BadRequest> {
     let text = match &*place.value {
-        Value::Number(_) => integer(place, 1..=u32::from(u16::MAX))?.to_string(),
+        Value::Number(_) => integer(place, 1..=u32::from(u16::MAX))?.to_string().into(),
         _ => text(place)?,
     };
     let whole = text
         .split_once('.')
         .filter(|(_, zeros)| !zeros.is_empty() && zeros.bytes().all(|byte| byte == b'0'));
-    match PortRange::parse(whole.map_or(text.as_str(), |(digits, _)| digits)) {
+    match PortRange::parse(whole.map_or(&*text, |(digits, _)| digits)) {
         Some(PortRange { first: 0, last: 0 }) | None => {
             Err(place.refuse("is neither a port, 1 to 65535, nor a range a:b of ports, ascending"))
         }
@@ -76,7 +76,7 @@ pub(super) fn networks(
 
 fn network(place: &Place) -> Result<IpNet, BadRequest> {
     let text = text(place)?;
-    net::network(&text).ok_or_else(|| match text.as_str() {
+    net::network(&text).ok_or_else(|| match &*text {
         "local" => place.bad("`local` stands alone, not beside other addresses"),
         _ => place.refuse("is not an IP address or network such as 192.0.2.0/24"),
     })
@@ -102,5 +102,5 @@ pub(super) fn interface(
     if name.len() > MOST || !stem.bytes().all(allowed) || stem.starts_with('-') {
         return Err(place.refuse(format_args!("is not the name of an interface (up to {MOST} of A-Z a-z 0-9 _ . : @ = ~ -, and a trailing + for any ending)")));
     }
-    Ok(Some(name))
+    Ok(Some(name.into_owned()))
 }

@@ -257,6 +257,8 @@ struct Deals {
     /// By the number of equals: how many go to another chain first, and what a
     /// whole round costs, in visits of a rule.
     best: Vec<(usize, u64)>,
+    /// By number: a prime that divides it.
+    primes: Vec<usize>,
 }
 
 impl Deals {
@@ -266,6 +268,9 @@ impl Deals {
     /// it can send any number that divides `count`. A single one is served
     /// right there and visits nothing more.
     fn share(&mut self, count: usize) -> usize {
+        if self.primes.len() <= count {
+            self.primes = primes(count);
+        }
         for count in self.best.len()..=count {
             let all = count as u64;
             let best = match count {
@@ -291,15 +296,48 @@ impl Deals {
                 count as u64 + elsewhere(share) + self.best[count - share].1,
             )
         };
-        let small = (2..)
-            .take_while(|small| small * small <= count)
-            .filter(|small| count.is_multiple_of(*small));
-        let shares = small.flat_map(|small| [count / small, small]).chain([1]);
+        let divisors = divisors(count, &self.primes);
+        let small = divisors.iter().filter(|small| *small * *small <= count);
+        let shares = small.flat_map(|small| [count / small, *small]);
         shares
+            .filter(|share| (2..count).contains(share))
+            .chain([1])
             .map(cost)
             .min_by_key(|(_, cost)| *cost)
             .unwrap_or((1, 0))
     }
+}
+
+/// For each number up to `last` a prime that divides it: the largest, so that
+/// it is the sieve's last word.
+fn primes(last: usize) -> Vec<usize> {
+    let mut primes: Vec<usize> = (0..=last).collect();
+    for number in 2..=last {
+        if primes[number] == number {
+            let multiples = (2 * number..=last).step_by(number);
+            multiples.for_each(|multiple| primes[multiple] = number);
+        }
+    }
+    primes
+}
+
+/// All that divides `count`, ascending.
+fn divisors(count: usize, primes: &[usize]) -> Vec<usize> {
+    let mut divisors = vec![1];
+    let mut rest = count;
+    while rest > 1 {
+        let prime = primes[rest];
+        let known = divisors.len();
+        let mut power = 1;
+        while rest.is_multiple_of(prime) {
+            (rest, power) = (rest / prime, power * prime);
+            divisors.extend_from_within(..known);
+            let from = divisors.len() - known;
+            divisors[from..].iter_mut().for_each(|one| *one *= power);
+        }
+    }
+    divisors.sort_unstable();
+    divisors
 }
 
 impl Draft {

@@ -2,7 +2,7 @@
 //! cargo-fuzz for as long as you like; here each runs on its recorded inputs
 //! and on some thousand variations of them.
 
-use iptables_balance::converge::converge;
+use iptables_balance::converge::{Glance, converge};
 use iptables_balance::net::Family;
 use iptables_balance::outcome::Run;
 use iptables_balance::plan::Plan;
@@ -151,11 +151,11 @@ pub fn host(input: &[u8]) {
     let host = Fake::new(ipv4, ipv6);
     let before = host.dump();
     let others = foreign(&before);
-    let Ok(foretold) = converge(&host, &request, Run::Check) else {
+    let Ok(foretold) = converge(&host, &request, Run::Check, || None) else {
         return;
     };
     assert_eq!(foreign(&host.dump()), others);
-    let done = converge(&host, &request, Run::Apply).unwrap();
+    let done = converge(&host, &request, Run::Apply, || Some(Glance::at(&host, &request.name))).unwrap();
     if let Some(failure) = &done.failure {
         // A rule of others that leads into a chain of ours by a negated or unknown way cannot be deleted.
         assert!(
@@ -167,7 +167,7 @@ pub fn host(input: &[u8]) {
     }
     assert_eq!(done.steps.changes, foretold.steps.changes);
     assert_eq!(foreign(&host.dump()), others);
-    let again = converge(&host, &request, Run::Apply).unwrap();
+    let again = converge(&host, &request, Run::Apply, || Some(Glance::at(&host, &request.name))).unwrap();
     assert!(again.steps.is_empty(), "{:?}\n{text}", again.steps);
 }
 

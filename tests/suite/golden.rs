@@ -106,7 +106,7 @@ fn recorded_cases() {
             &String::from_utf8(restore).unwrap(),
         );
 
-        let outcome = converge(&Recorded(dump), &request, Run::Check).unwrap();
+        let outcome = converge(&Recorded(dump), &request, Run::Check, || None).unwrap();
         let reply =
             serde_json::to_string_pretty(&Report::new(&request, &outcome, Run::Check, true))
                 .unwrap()

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use iptables_balance::converge::converge;
+use iptables_balance::converge::{Glance, converge};
 use iptables_balance::net::Family;
 use iptables_balance::outcome::{Outcome, Run};
 use iptables_balance::request::Request;
@@ -18,7 +18,9 @@ fn request(value: &Value) -> Request {
 }
 
 fn run(host: &Fake, value: &Value, run: Run) -> Outcome {
-    converge(host, &request(value), run).unwrap()
+    let request = request(value);
+    let glance = || Some(Glance::at(host, &request.name));
+    converge(host, &request, run, glance).unwrap()
 }
 
 /// The lines of a dump that are not the balancer's, without counters.

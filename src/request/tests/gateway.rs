@@ -151,7 +151,7 @@ fn resolved(attributes: &Value) -> Result<Vec<(String, u32)>, String> {
     let object = request.as_object_mut().unwrap();
     object.extend(attributes.as_object().unwrap().clone());
     let draft = Draft::from_json(object.clone()).map_err(|error| error.to_string())?;
-    assert!(draft.has_names());
+    draft.check().map_err(|error| error.to_string())?;
     let request = draft.resolve(&lookup).map_err(|error| error.to_string())?;
     let pools = &request.balancer().unwrap().pools;
     let backends = pools.iter().flat_map(|pool| &pool.backends);
