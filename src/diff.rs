@@ -76,21 +76,24 @@ fn tables(planned: impl Iterator<Item = Table>, found: &Ruleset) -> BTreeSet<Tab
     planned.chain(found.tables.keys().copied()).collect()
 }
 
-/// Whether all planned chains are there and right, as they mostly are.
+/// Whether all planned chains are there and right, as they mostly are. They are
+/// in the order of their names on both sides.
 fn as_planned(owned: &Owned, part: &Part) -> bool {
+    let mut chains = owned.chains.iter();
     let is_right = |(name, planned): (&String, &Vec<Rule>)| {
-        let protocol = part.protocols.get(name);
-        let means = |rule: &SavedRule, planned: &Rule| match (&rule.meaning, protocol) {
-            (Some(meaning), _) if meaning == planned => true,
-            (Some(meaning), Some(protocol)) => {
-                meaning.clone().among(*protocol) == planned.clone().among(*protocol)
-            }
-            _ => false,
+        let Some((_, found)) = chains.find(|(found, _)| *found == name) else {
+            return false;
         };
-        let found = owned.chains.get(name).map_or(&[][..], |chain| &chain.rules);
-        let pairs = found.iter().zip(planned);
-        owned.chains.contains_key(name)
-            && found.len() == planned.len()
+        let is_same_here = |found: &Rule, planned: &Rule| match part.protocols.get(name) {
+            Some(protocol) => found.clone().among(*protocol) == planned.clone().among(*protocol),
+            None => false,
+        };
+        let means = |rule: &SavedRule, planned: &Rule| {
+            let found = rule.meaning.as_ref();
+            found.is_some_and(|found| found == planned || is_same_here(found, planned))
+        };
+        let pairs = found.rules.iter().zip(planned);
+        found.rules.len() == planned.len()
             && pairs
                 .into_iter()
                 .all(|(rule, planned)| means(rule, planned))

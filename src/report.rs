@@ -2,7 +2,7 @@
 //! words it. Ansible and plain JSON send it as it is.
 
 use std::fmt::Write as _;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use schemars::JsonSchema;
@@ -14,8 +14,9 @@ use crate::distribution;
 use crate::host::Variant;
 use crate::net::{Family, Table};
 use crate::outcome::{Outcome, Run, State, Steps};
-use crate::request::{Balancer, Name, Request, State as Wish, Wanted};
+use crate::request::{Backend, Balancer, Name, Pool, Request, State as Wish, Wanted};
 use crate::ruleset::{Chain, Owned};
+use crate::statistic::Share;
 
 /// What a run found and did.
 #[derive(Clone, Debug, Default, Serialize, JsonSchema)]
@@ -141,7 +142,7 @@ impl Report {
             iptables_version: outcome.version().map(str::to_owned),
             changes,
             distribution: match &request.wanted {
-                Wanted::Present(balancer) => shares(request, balancer, &outcome.after),
+                Wanted::Present(balancer) => distribution(request, balancer, outcome),
                 Wanted::Absent => Vec::new(),
             },
             diff: diff.then(|| Diff {
@@ -159,10 +160,11 @@ impl Report {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write_json(&self, out: &mut impl io::Write) -> io::Result<()> {
-        let mut line = serde_json::to_vec(self)?;
-        line.push(b'\n');
-        out.write_all(&line)?;
+    pub fn write_json(&self, out: &mut impl Write) -> io::Result<()> {
+        const BUFFER: usize = 1 << 16;
+        let mut out = io::BufWriter::with_capacity(BUFFER, out);
+        serde_json::to_writer(&mut out, self)?;
+        out.write_all(b"\n")?;
         out.flush()
     }
 }
@@ -239,28 +241,41 @@ fn pool(balancer: &Balancer) -> String {
     }
 }
 
-fn shares(request: &Request, balancer: &Balancer, after: &State) -> Vec<ReportedShare> {
-    let nothing = Owned::default();
+fn distribution(
+    request: &Request,
+    balancer: &Balancer,
+    outcome: &Outcome,
+) -> Vec<ReportedShare> {
     let mut reported = Vec::new();
     for pool in &balancer.pools {
-        let family = pool.family;
-        let owned = after
-            .rules
-            .get(&family)
-            .and_then(|ruleset| ruleset.tables.get(&Table::Nat));
-        let shares = distribution::shares(owned.unwrap_or(&nothing), request.name.as_str());
-        reported.extend(pool.backends.iter().map(|backend| {
-            let share = shares.get(&(backend.address, backend.port));
-            ReportedShare {
-                family,
-                address: backend.address,
-                port: backend.port,
-                weight: backend.weight,
-                share: share.map_or(0.0, |share| share.as_f64()),
-            }
+        let shares = shares(&request.name, pool, outcome);
+        let of_backend = pool.backends.iter().zip(shares);
+        reported.extend(of_backend.map(|(backend, share)| ReportedShare {
+            family: pool.family,
+            address: backend.address,
+            port: backend.port,
+            weight: backend.weight,
+            share: share.as_f64(),
         }));
     }
     reported
+}
+
+/// The share of each backend. What is there as planned has the shares that were
+/// arranged; otherwise they are read off the rules that are there.
+fn shares(name: &Name, pool: &Pool, outcome: &Outcome) -> Vec<Share> {
+    if outcome.failure.is_none() {
+        return pool.arrangement.shares(pool.backends.len());
+    }
+    let ruleset = outcome.after.rules.get(&pool.family);
+    let owned = ruleset.map(|ruleset| ruleset.owned(Table::Nat));
+    let found = owned.map(|owned| distribution::shares(owned, name.as_str()));
+    let found = found.unwrap_or_default();
+    let of_backend = |backend: &Backend| found.get(&(backend.address, backend.port)).copied();
+    let backends = pool.backends.iter();
+    backends
+        .map(|backend| of_backend(backend).unwrap_or(Share::NONE))
+        .collect()
 }
 
 /// Connections are there before they are ended, and not after.

@@ -371,8 +371,11 @@ impl<'a> Reader<'a> {
             self.positions.insert(last.chain, last.position);
         }
         if let Some((name, mut rules)) = last.ours {
-            let chains = &mut self.owned(table).chains;
-            chains.entry(name).or_default().rules.append(&mut rules);
+            let known = &mut self.owned(table).chains.entry(name).or_default().rules;
+            match known.is_empty() {
+                true => *known = rules,
+                false => known.append(&mut rules),
+            }
         }
     }
 

@@ -46,13 +46,10 @@ impl Probability {
         {
             return None;
         }
-        let fraction: String = fraction
-            .chars()
-            .chain("0".repeat(DECIMALS).chars())
-            .take(DECIMALS)
-            .collect();
-        let scale = 10_u128.pow(u32::try_from(DECIMALS).ok()?);
-        let scaled = whole.parse::<u128>().unwrap_or(0) * scale + fraction.parse::<u128>().ok()?;
+        let fraction = fraction.get(..DECIMALS).unwrap_or(fraction);
+        let scale = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
+        let number = |digits: &str| digits.parse::<u128>().unwrap_or(0);
+        let scaled = number(whole) * scale + number(fraction);
         let units = (scaled * u128::from(Self::ONE) + scale / 2) / scale;
         u32::try_from(units)
             .ok()

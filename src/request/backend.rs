@@ -77,22 +77,30 @@ impl Backend {
 pub(super) fn backends(place: &Place) -> Result<Vec<Listed>, BadRequest> {
     let items = list(place)?;
     let mut found: Vec<Listed> = Vec::with_capacity(items.len());
-    let mut paths = Vec::with_capacity(items.len());
     for item in items {
         found.push(backend(&item)?);
-        paths.push(item.path);
     }
-    let mut known = HashMap::with_capacity(found.len());
-    for (at, backend) in found.iter().enumerate() {
-        if let Some(earlier) = known.insert((&backend.host, backend.port), at) {
+    match repetition(&found) {
+        None => Ok(found),
+        Some((earlier, again)) => {
+            let paths: Vec<_> = list(place)?.map(|item| item.path.to_string()).collect();
             let problem = format!(
                 "is the same address and port as {}; list it once, with the sum of the weights",
                 paths[earlier]
             );
-            return Err(BadRequest::new(paths[at].to_string(), problem));
+            Err(BadRequest::new(paths[again].clone(), problem))
         }
     }
-    Ok(found)
+}
+
+/// The places of the first item that was there before, and of that.
+fn repetition(listed: &[Listed]) -> Option<(usize, usize)> {
+    let mut known = HashMap::with_capacity(listed.len());
+    let mut items = listed.iter().enumerate();
+    items.find_map(|(again, item)| {
+        let earlier = known.insert((&item.host, item.port), again)?;
+        Some((earlier, again))
+    })
 }
 
 fn backend(place: &Place) -> Result<Listed, BadRequest> {

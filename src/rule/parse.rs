@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
@@ -37,14 +37,16 @@ impl<'a> Iterator for Words<'a> {
     type Item = Cow<'a, str>;
 
     fn next(&mut self) -> Option<Cow<'a, str>> {
-        let text = self.rest.trim_start_matches([' ', '\t']);
-        let end = text.find([' ', '\t']).unwrap_or(text.len());
+        let is_blank = |byte: u8| byte == b' ' || byte == b'\t';
+        let start = self.rest.bytes().position(|byte| !is_blank(byte))?;
+        let text = &self.rest[start..];
+        let end = text.bytes().position(is_blank).unwrap_or(text.len());
         let (word, rest) = text.split_at(end);
-        if word.contains('"') {
+        if word.bytes().any(|byte| byte == b'"') {
             return Some(self.unquoted(text).into());
         }
         self.rest = rest;
-        (!word.is_empty()).then_some(word.into())
+        Some(word.into())
     }
 }
 
@@ -191,15 +193,18 @@ impl Draft {
     }
 
     fn read_target(&mut self, words: &mut Words<'_>) -> Result<(), Unreadable> {
-        let target = words.value("-j", name)?;
-        let target = match target.as_str() {
+        let word = words.next().unwrap_or_default();
+        let target = match &*word {
             "DNAT" => return once("-j", &mut self.option, TargetOption::ToDestination),
             "SNAT" => return once("-j", &mut self.option, TargetOption::ToSource),
             "REJECT" => return once("-j", &mut self.option, TargetOption::RejectWith),
             "ACCEPT" => Target::Accept,
             "DROP" => Target::Drop,
             "MASQUERADE" => Target::Masquerade,
-            _ => Target::Jump(target),
+            other => match name(other) {
+                Some(chain) => Target::Jump(chain),
+                None => return Err(Unreadable(format!("-j {other}"))),
+            },
         };
         once("-j", &mut self.target, target)
     }
@@ -343,6 +348,7 @@ fn once<T>(option: &str, place: &mut Option<T>, value: T) -> Result<(), Unreadab
 
 fn known_match(name: &str) -> Option<()> {
     const KNOWN: [&str; 10] = [
+        "statistic",
         "tcp",
         "udp",
         "sctp",
@@ -352,7 +358,6 @@ fn known_match(name: &str) -> Option<()> {
         "conntrack",
         "state",
         "comment",
-        "statistic",
     ];
     KNOWN.contains(&name).then_some(())
 }
@@ -416,25 +421,16 @@ fn mode(text: &str) -> Option<Mode> {
 }
 
 fn backend(text: &str) -> Option<Target> {
-    if let Ok(address) = text.parse() {
-        return Some(Target::Dnat {
-            address,
-            port: None,
-        });
-    }
-    let (address, port) = text.rsplit_once(':')?;
-    let address = match address
-        .strip_prefix('[')
-        .and_then(|inner| inner.strip_suffix(']'))
-    {
-        Some(inner) => IpAddr::V6(inner.parse().ok()?),
-        None => IpAddr::V4(address.parse().ok()?),
+    let has_scope = |socket: &SocketAddr| match socket {
+        SocketAddr::V4(_) => false,
+        SocketAddr::V6(socket) => socket.scope_id() != 0,
     };
-    let port = PortRange::parse(port).filter(|range| range.first == range.last)?;
-    Some(Target::Dnat {
-        address,
-        port: Some(port.first),
-    })
+    let (address, port) = match text.parse::<SocketAddr>() {
+        Ok(socket) if has_scope(&socket) => return None,
+        Ok(socket) => (socket.ip(), Some(socket.port())),
+        Err(_) => (text.parse().ok()?, None),
+    };
+    Some(Target::Dnat { address, port })
 }
 
 #[cfg(test)]

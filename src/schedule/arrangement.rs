@@ -205,22 +205,39 @@ impl Arrangement {
     /// 2^-64: how many rules a connection visits on average.
     #[must_use]
     pub fn visits(&self) -> u128 {
+        let mut visits = 0;
+        self.follow(|_, left, _| visits += left.in_64_bits());
+        visits
+    }
+
+    /// The share of each of so many backends.
+    #[must_use]
+    pub fn shares(&self, backends: usize) -> Vec<Share> {
+        let mut shares = vec![Share::NONE; backends];
+        self.follow(|branch, _, taken| {
+            if let To::Backend(at) = branch.to {
+                shares[at] = shares[at].and(taken);
+            }
+        });
+        shares
+    }
+
+    /// Shows each branch with the share that reaches it, and what it takes.
+    fn follow(&self, mut see: impl FnMut(&Branch, Share, Share)) {
         let mut reaching = vec![Share::NONE; self.chains.len()];
         reaching[MAIN] = Share::ALL;
-        let mut visits = 0;
         // A chain is always made after the first that leads to it.
         for at in 0..self.chains.len() {
             let mut left = reaching[at];
             for branch in &self.chains[at].branches {
-                visits += left.in_64_bits();
                 let (taken, rest) = left.split(branch.takes);
                 if let To::Chain(next) = branch.to {
                     reaching[next] = reaching[next].and(taken);
                 }
+                see(branch, left, taken);
                 left = rest;
             }
         }
-        visits
     }
 
     fn rules(&self) -> usize {
