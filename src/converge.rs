@@ -13,7 +13,7 @@ use crate::change::{Change, applied};
 use crate::diff;
 use crate::disconnect::{self, Disconnected};
 use crate::guards::{self, Facts};
-use crate::host::{Host, Look, Scope};
+use crate::host::{Host, Look, Reading, Scope};
 use crate::net::{Family, Table};
 use crate::outcome::{Outcome, Run, State, Steps};
 use crate::plan::{self, Plan};
@@ -31,15 +31,13 @@ pub struct Glance(BTreeMap<Family, Ruleset>);
 impl Glance {
     const SCOPE: Scope = Scope::Only(Table::Nat);
 
-    /// Looks at the host. What cannot be read is left out.
+    /// Begins to look at the host.
     #[must_use]
-    pub fn at(host: &impl Host, name: &Name) -> Self {
+    pub fn begin<'a>(host: &'a impl Host, name: &'a Name) -> Glancing<'a> {
         let families = Family::BOTH.into_iter();
         let families = families.filter(|family| host.supports(*family));
         let wanted = families.map(|family| (family, Self::SCOPE)).collect();
-        let read = read(host, name, wanted, Counters::Left).into_iter();
-        let seen = |(family, _, ruleset): Read| Some((family, ruleset.ok()?));
-        Self(read.filter_map(seen).collect())
+        Glancing(begin(host, name, wanted, Counters::Left))
     }
 
     /// What was seen of that, once.
@@ -48,32 +46,56 @@ impl Glance {
     }
 }
 
-/// What was to be read, and what was.
+/// A [`Glance`] that is not over yet.
+pub struct Glancing<'a>(Vec<Begun<'a>>);
+
+impl Glancing<'_> {
+    /// Waits for all that is read. What cannot be read is left out.
+    #[must_use]
+    pub fn finish(self) -> Glance {
+        let read = finish(self.0).into_iter();
+        let seen = |(family, _, ruleset): Read| Some((family, ruleset.ok()?));
+        Glance(read.filter_map(seen).collect())
+    }
+}
+
+/// What is being read of which family and tables, and what was read.
+type Begun<'a> = (Family, Scope, Reading<'a>);
 type Read = (Family, Scope, Result<Ruleset>);
 
-/// Reads all that at once.
-fn read(
-    host: &impl Host,
-    name: &Name,
+/// Begins to read all that at once.
+fn begin<'a>(
+    host: &'a impl Host,
+    name: &'a Name,
     wanted: Vec<(Family, Scope)>,
     counters: Counters,
-) -> Vec<Read> {
+) -> Vec<Begun<'a>> {
     let look = |scope| Look {
         name,
         scope,
         counters: counters == Counters::Taken,
     };
+    wanted
+        .into_iter()
+        .map(|(family, scope)| (family, scope, host.begin_read(family, look(scope))))
+        .collect()
+}
+
+fn finish(begun: Vec<Begun<'_>>) -> Vec<Read> {
     thread::scope(|threads| {
-        let start = |(family, scope)| {
-            let reader = threads.spawn(move || host.read(family, look(scope)));
-            (family, scope, reader)
-        };
-        let readers: Vec<_> = wanted.into_iter().map(start).collect();
-        let finish = |(family, scope, reader): (_, _, ScopedJoinHandle<_>)| {
+        let mut begun = begun.into_iter();
+        let first = begun.next();
+        let spawn = |(family, scope, reading)| (family, scope, threads.spawn(reading));
+        let others: Vec<_> = begun.map(spawn).collect();
+        let first = first.map(|(family, scope, reading)| (family, scope, reading()));
+        let join = |(family, scope, reader): (_, _, ScopedJoinHandle<_>)| {
             let panicked = |_| Err(anyhow!("reading the host panicked"));
             (family, scope, reader.join().unwrap_or_else(panicked))
         };
-        readers.into_iter().map(finish).collect()
+        first
+            .into_iter()
+            .chain(others.into_iter().map(join))
+            .collect()
     })
 }
 
@@ -111,8 +133,12 @@ pub fn converge(
         Run::Apply | Run::Check => None,
     };
     if !steps.is_empty() {
-        before = errand.look(Counters::Taken)?;
-        steps = errand.missing(&before);
+        let now = errand.look(Counters::Taken)?;
+        let is_bare = now.rules.values().all(|ruleset| ruleset.is_empty());
+        if !is_bare || now != before {
+            steps = errand.missing(&now);
+        }
+        before = now;
     }
     let ending = disconnect::foreseen(host, request, &errand.plan, &before.rules, &steps.changes);
     told.extend(warnings::all(host, request, &facts, &before, &steps, run));
@@ -337,7 +363,8 @@ impl<H: Host> Errand<'_, H> {
                 None => unseen.push((family, scope)),
             }
         }
-        all.extend(read(self.host, &self.request.name, unseen, counters));
+        let begun = begin(self.host, &self.request.name, unseen, counters);
+        all.extend(finish(begun));
         let mut found = BTreeMap::<Family, Ruleset>::new();
         for (family, scope, read) in all {
             let read = read?;

@@ -11,6 +11,7 @@
 //! 4. Chains come before what leads to them, and go after.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt::Write;
 use std::hash::Hash;
 
 use crate::align;
@@ -34,7 +35,7 @@ pub fn to_plan(plan: &Plan, family: Family, found: &Ruleset) -> Vec<Change> {
                 Meaning::of(rule, part.protocols.get(chain).copied())
             });
             carry_over(owned, &mut wanted, &mut matched);
-            steps.chains(owned, &wanted, &matched);
+            steps.chains(owned, wanted, matched);
         }
         steps.leads_to_plan(&owned.leads, &part.leads, found.forward_refuses_at);
         steps.delete_chains(owned, |name| part.chains.contains_key(name));
@@ -61,7 +62,7 @@ pub fn to_earlier(earlier: &Ruleset, family: Family, found: &Ruleset) -> Vec<Cha
         let wanted = before.chains.iter().map(chain).collect();
         let matched = matched(now, &wanted, |_, rule| (rule.text.clone(), rule.fresh));
         let mut steps = Steps::new(family, table);
-        steps.chains(now, &wanted, &matched);
+        steps.chains(now, wanted, matched);
         steps.leads_to_earlier(&now.leads, &before.leads);
         steps.delete_chains(now, |name| before.chains.contains_key(name));
         steps.changes
@@ -116,8 +117,11 @@ fn planned_chains(part: &Part) -> Chains {
 
 /// A rule of ours as it will be saved.
 fn written(rule: &Rule) -> SavedRule {
+    const USUAL: usize = 112;
+    let mut text = String::with_capacity(USUAL);
+    let _ = write!(text, "{rule}");
     SavedRule {
-        text: rule.to_string().into_bytes(),
+        text: text.into_bytes(),
         counters: Counters::default(),
         meaning: Some(rule.clone()),
         fresh: true,
@@ -171,6 +175,9 @@ fn carry_over(found: &Owned, wanted: &mut Chains, matched: &mut Matched) {
             .filter(|(at, _)| !kept.contains(at));
         going.for_each(|(_, rule)| counted.take(rule));
     }
+    if counted.is_empty() {
+        return;
+    }
     for (name, new) in wanted.iter_mut() {
         let pairs = matched.get(name).map_or(&[][..], Vec::as_slice);
         let kept: HashSet<usize> = pairs.iter().map(|(_, new)| *new).collect();
@@ -193,6 +200,11 @@ fn carry_over(found: &Owned, wanted: &mut Chains, matched: &mut Matched) {
             },
         );
     }
+}
+
+/// The place of a rule, counted from 1.
+fn place(index: usize) -> u32 {
+    u32::try_from(index + 1).unwrap_or(u32::MAX)
 }
 
 /// The steps for one table of one family, in order.
@@ -222,7 +234,7 @@ impl Steps {
 
     /// Chains that are to be there: the new ones are created first, since rules
     /// of the others may lead to them.
-    fn chains(&mut self, found: &Owned, wanted: &Chains, matched: &Matched) {
+    fn chains(&mut self, found: &Owned, wanted: Chains, mut matched: Matched) {
         for name in wanted
             .keys()
             .filter(|name| !found.chains.contains_key(*name))
@@ -230,9 +242,12 @@ impl Steps {
             self.push(name, Action::CreateChain);
         }
         for (name, new) in wanted {
-            let old = found.chains.get(name).map_or(&[][..], |chain| &chain.rules);
-            let pairs = matched.get(name).cloned().unwrap_or_default();
-            self.edits(name, old, new, pairs);
+            let old = found
+                .chains
+                .get(&name)
+                .map_or(&[][..], |chain| &chain.rules);
+            let pairs = matched.remove(&name).unwrap_or_default();
+            self.edits(&name, old, new, pairs);
         }
     }
 
@@ -242,41 +257,36 @@ impl Steps {
         &mut self,
         chain: &str,
         old: &[SavedRule],
-        new: &[SavedRule],
+        new: Vec<SavedRule>,
         mut pairs: Vec<(usize, usize)>,
     ) {
         pairs.push((old.len(), new.len()));
         let (mut from, mut to, mut length) = (0, 0, old.len());
+        let mut new = new.into_iter();
         for (kept_old, kept_new) in pairs {
-            while from < kept_old || to < kept_new {
-                let at = u32::try_from(to + 1).unwrap_or(u32::MAX);
-                if from < kept_old && to < kept_new {
-                    self.push(
-                        chain,
-                        Action::Replace {
-                            at,
-                            before: old[from].clone().into(),
-                            rule: new[to].clone(),
-                        },
-                    );
-                    (from, to) = (from + 1, to + 1);
-                } else if from < kept_old {
-                    self.push(chain, Action::DeleteAt(at, old[from].clone()));
-                    (from, length) = (from + 1, length - 1);
-                } else {
-                    let append = to == length;
-                    let rule = new[to].clone();
-                    self.push(
-                        chain,
-                        if append {
-                            Action::Append(rule)
-                        } else {
-                            Action::Insert(at, rule)
-                        },
-                    );
-                    (to, length) = (to + 1, length + 1);
+            for rule in new.by_ref().take(kept_new - to) {
+                let at = place(to);
+                let action = match old[from..kept_old].first() {
+                    Some(before) => Action::Replace {
+                        at,
+                        before: before.clone().into(),
+                        rule,
+                    },
+                    None if to == length => Action::Append(rule),
+                    None => Action::Insert(at, rule),
+                };
+                match action {
+                    Action::Replace { .. } => from += 1,
+                    _ => length += 1,
                 }
+                self.push(chain, action);
+                to += 1;
             }
+            for gone in &old[from..kept_old] {
+                self.push(chain, Action::DeleteAt(place(to), gone.clone()));
+                length -= 1;
+            }
+            new.next();
             (from, to) = (kept_old + 1, kept_new + 1);
         }
     }
@@ -398,6 +408,10 @@ impl Steps {
 struct Counted(HashMap<Target, Counters>);
 
 impl Counted {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     fn take(&mut self, rule: &SavedRule) {
         if let Some(meaning) = &rule.meaning {
             let sum = self.0.entry(meaning.target.clone()).or_default();

@@ -10,7 +10,7 @@ use crate::net::Family;
 use crate::ruleset::Ruleset;
 
 /// What a balancer owns on a host, and what it needs of it.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct State {
     /// The rules that run, by family.
     pub rules: BTreeMap<Family, Arc<Ruleset>>,

@@ -28,7 +28,8 @@ fn perform(draft: &Draft, run: Run) -> Result<(Request, Outcome)> {
     thread::scope(|threads| {
         let host = opened.as_ref().ok();
         let host = host.filter(|_| draft.state == State::Present);
-        let glancing = host.map(|host| threads.spawn(|| Glance::at(host, &draft.name)));
+        let glancing = host.map(|host| Glance::begin(host, &draft.name));
+        let glancing = glancing.map(|glancing| threads.spawn(|| glancing.finish()));
         let request = draft.resolve(&lookup)?;
         let glance = || glancing.and_then(|thread| thread.join().ok());
         let host = opened.as_ref().map_err(|error| anyhow!("{error:#}"))?;

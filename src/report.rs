@@ -241,11 +241,7 @@ fn pool(balancer: &Balancer) -> String {
     }
 }
 
-fn distribution(
-    request: &Request,
-    balancer: &Balancer,
-    outcome: &Outcome,
-) -> Vec<ReportedShare> {
+fn distribution(request: &Request, balancer: &Balancer, outcome: &Outcome) -> Vec<ReportedShare> {
     let mut reported = Vec::new();
     for pool in &balancer.pools {
         let shares = shares(&request.name, pool, outcome);

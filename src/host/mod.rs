@@ -78,6 +78,10 @@ pub struct Look<'a> {
     pub counters: bool,
 }
 
+/// What is being read: in the end what is owned, or an error when the dump
+/// cannot be had or is not whole.
+pub type Reading<'a> = Box<dyn FnOnce() -> Result<Ruleset> + Send + 'a>;
+
 /// A host with iptables, of one variant.
 pub trait Host: Sync {
     /// Which variant is worked on.
@@ -92,11 +96,8 @@ pub trait Host: Sync {
     /// When another one has held it for too long, or it cannot be had at all.
     fn lock(&self) -> Result<Lock>;
 
-    /// Reads what is owned.
-    ///
-    /// # Errors
-    /// When the dump cannot be had or is not whole.
-    fn read(&self, family: Family, look: Look<'_>) -> Result<Ruleset>;
+    /// Begins to read what is owned. The answer waits for it.
+    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Reading<'a>;
 
     /// Runs one transaction of `iptables-restore --noflush`.
     ///

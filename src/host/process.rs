@@ -3,12 +3,12 @@
 
 use std::ffi::OsStr;
 use std::io::{self, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use duct::{Expression, cmd};
+use duct::{Expression, Handle, cmd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::fcntl_setpipe_size;
 
@@ -54,18 +54,20 @@ pub fn run(
     })
 }
 
-/// Hands a program's output to `consume` as it comes.
+/// A program whose output is to be read.
+pub struct Started {
+    program: PathBuf,
+    handle: Handle,
+    output: Output,
+    limit: Duration,
+    deadline: Instant,
+}
+
+/// Starts a program without input; from now on its time runs.
 ///
 /// # Errors
-/// When it cannot be started, fails, or took longer than `limit` and was
-/// killed. The program's own error comes before that of `consume`, which is
-/// mostly its consequence.
-pub fn stream<T>(
-    program: &Path,
-    arguments: &[&OsStr],
-    limit: Duration,
-    consume: impl FnOnce(&mut Output) -> Result<T>,
-) -> Result<T> {
+/// When it cannot be started.
+pub fn start(program: &Path, arguments: &[&OsStr], limit: Duration) -> Result<Started> {
     let deadline = Instant::now() + limit;
     let starting = || format!("cannot start `{}`", program.display());
     let (reader, writer) = io::pipe().with_context(starting)?;
@@ -73,23 +75,37 @@ pub fn stream<T>(
     fcntl_setpipe_size(&reader, PIPE).ok();
     let prepared = command(program, arguments).stdin_null().stdout_file(writer);
     let handle = prepared.start().with_context(starting)?;
-    // It holds the other end of the pipe.
-    drop(prepared);
-    let mut output = BufReader::with_capacity(BUFFER, Unhurried::new(reader, deadline));
-    let consumed = consume(&mut output);
-    // A consumer that gave up early must not leave the program writing to nobody.
-    io::copy(&mut output, &mut io::sink()).ok();
-    let finished = handle.wait_deadline(deadline);
-    match finished.with_context(|| format!("waiting for `{}`", program.display()))? {
-        Some(finished) if finished.status.success() => consumed,
-        Some(finished) => Err(failure(
-            program,
-            &last_lines(&finished.stderr),
-            finished.status.code(),
-        )),
-        None => {
-            handle.kill().ok();
-            Err(too_long(program, limit))
+    Ok(Started {
+        program: program.to_owned(),
+        handle,
+        output: BufReader::with_capacity(BUFFER, Unhurried::new(reader, deadline)),
+        limit,
+        deadline,
+    })
+}
+
+impl Started {
+    /// Hands the output to `consume` as it comes.
+    ///
+    /// # Errors
+    /// When the program fails, or took longer than its limit and was killed. Its
+    /// own error comes before that of `consume`, which is mostly its consequence.
+    pub fn consume<T>(mut self, consume: impl FnOnce(&mut Output) -> Result<T>) -> Result<T> {
+        let consumed = consume(&mut self.output);
+        // A consumer that gave up early must not leave the program writing to nobody.
+        io::copy(&mut self.output, &mut io::sink()).ok();
+        let finished = self.handle.wait_deadline(self.deadline);
+        match finished.with_context(|| format!("waiting for `{}`", self.program.display()))? {
+            Some(finished) if finished.status.success() => consumed,
+            Some(finished) => Err(failure(
+                &self.program,
+                &last_lines(&finished.stderr),
+                finished.status.code(),
+            )),
+            None => {
+                self.handle.kill().ok();
+                Err(too_long(&self.program, self.limit))
+            }
         }
     }
 }
@@ -116,6 +132,7 @@ pub struct Unhurried {
     deadline: Instant,
     taken: usize,
     caught_up: bool,
+    ended: bool,
 }
 
 impl Unhurried {
@@ -125,6 +142,7 @@ impl Unhurried {
             deadline,
             taken: 0,
             caught_up: true,
+            ended: false,
         }
     }
 
@@ -144,6 +162,9 @@ impl Read for Unhurried {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         const MUCH: usize = 1 << 17;
         const MOMENT: Duration = Duration::from_micros(500);
+        if self.ended {
+            return Ok(0);
+        }
         if self.taken > MUCH && self.caught_up {
             thread::sleep(MOMENT);
         }
@@ -151,6 +172,7 @@ impl Read for Unhurried {
         let count = self.inner.read(buffer)?;
         self.taken += count;
         self.caught_up = count < buffer.len();
+        self.ended = count == 0;
         Ok(count)
     }
 }

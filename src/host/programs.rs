@@ -125,7 +125,7 @@ fn asked(save: &Path) -> Result<Variant> {
         std::io::Read::read_to_string(output, &mut text)?;
         Ok(text)
     };
-    let version = process::stream(save, &[OsStr::new("--version")], LIMIT, read)?;
+    let version = process::start(save, &[OsStr::new("--version")], LIMIT)?.consume(read)?;
     Ok(match version.contains("(nf_tables)") {
         true => Variant::Nft,
         false => Variant::Legacy,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::programs::Programs;
-use super::{Host, Lock, Look, Scope, Variant};
+use super::{Host, Lock, Look, Reading, Scope, Variant};
 use super::{boot, conntrack, facts, files, nftables, process};
 use crate::besides::{Tracked, setting};
 use crate::guards::{Facts, Questions};
@@ -44,6 +44,28 @@ impl System {
         })
     }
 
+    /// Nothing is started where there can be nothing to read.
+    fn start_save(&self, family: Family, look: Look<'_>) -> Result<Option<process::Started>> {
+        let table = match look.scope {
+            Scope::All => None,
+            Scope::Only(table) => Some(table),
+        };
+        if table.is_some_and(|table| !may_have_table(self.variant(), family, table)) {
+            return Ok(None);
+        }
+        let mut arguments = Vec::new();
+        if look.counters {
+            arguments.push(OsStr::new("-c"));
+        }
+        if let Some(table) = table {
+            arguments.extend(["-t", table.as_str()].map(OsStr::new));
+        }
+        let program = self.programs.path(family, "save")?;
+        process::start(&program, &arguments, self.limit())
+            .map(Some)
+            .with_context(|| format!("reading the {} rules", family.title()))
+    }
+
     fn limit(&self) -> Duration {
         PATIENCE + Duration::from_secs(u64::from(self.wait))
     }
@@ -64,25 +86,17 @@ impl Host for System {
         Lock::take(Duration::from_secs(u64::from(self.wait)))
     }
 
-    fn read(&self, family: Family, look: Look<'_>) -> Result<Ruleset> {
-        let table = match look.scope {
-            Scope::All => None,
-            Scope::Only(table) => Some(table),
-        };
-        if table.is_some_and(|table| !may_have_table(self.variant(), family, table)) {
-            return Ok(Ruleset::default());
-        }
-        let program = self.programs.path(family, "save")?;
-        let mut arguments = Vec::new();
-        if look.counters {
-            arguments.push(OsStr::new("-c"));
-        }
-        if let Some(table) = table {
-            arguments.extend(["-t", table.as_str()].map(OsStr::new));
-        }
-        let read = |output: &mut process::Output| Ok(Ruleset::read(output, look.name)?);
-        process::stream(&program, &arguments, self.limit(), read)
-            .with_context(|| format!("reading the {} rules", family.title()))
+    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Reading<'a> {
+        let started = self.start_save(family, look);
+        Box::new(move || {
+            let Some(started) = started? else {
+                return Ok(Ruleset::default());
+            };
+            let read = |output: &mut process::Output| Ok(Ruleset::read(output, look.name)?);
+            started
+                .consume(read)
+                .with_context(|| format!("reading the {} rules", family.title()))
+        })
     }
 
     fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {
@@ -232,7 +246,10 @@ fn legacy_rules(family: Family) -> bool {
         }
         Ok(found)
     };
-    process::stream(&program, &[], PATIENCE, mentions_rule).unwrap_or(true)
+    let started = process::start(&program, &[], PATIENCE);
+    started
+        .and_then(|started| started.consume(mentions_rule))
+        .unwrap_or(true)
 }
 
 /// The line of the transaction that `iptables-restore` complains of.

@@ -290,10 +290,7 @@ fn numbered(path: Path<'_>, items: impl IntoIterator<Item = Value>) -> Items<'_>
 }
 
 /// CFEngine's arrays: the keys are the places, in any order.
-fn numbered_object<'a>(
-    place: &Place<'a>,
-    entries: json::Object,
-) -> Result<Items<'a>, BadRequest> {
+fn numbered_object<'a>(place: &Place<'a>, entries: json::Object) -> Result<Items<'a>, BadRequest> {
     let mut items = Vec::with_capacity(entries.len());
     for (key, item) in entries {
         let at: u32 = key.parse().map_err(|_| {
@@ -339,10 +336,7 @@ fn comma_separated<'a>(place: &Place<'a>, text: &str) -> Result<Items<'a>, BadRe
     }
     let items = text.split(',').map(str::trim);
     match items.clone().position(str::is_empty) {
-        Some(at) => Err(BadRequest::new(
-            place.path.item(at).to_string(),
-            "is empty",
-        )),
+        Some(at) => Err(BadRequest::new(place.path.item(at).to_string(), "is empty")),
         None => Ok(numbered(place.path, items.map(Value::from))),
     }
 }

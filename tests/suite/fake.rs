@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use anyhow::{Result, bail};
 use iptables_balance::besides::Tracked;
 use iptables_balance::guards::{Facts, Questions};
-use iptables_balance::host::{Host, Lock, Look, Scope, Variant};
+use iptables_balance::host::{Host, Lock, Look, Reading, Scope, Variant};
 use iptables_balance::net::Family;
 use iptables_balance::ruleset::Ruleset;
 
@@ -90,25 +90,27 @@ impl Host for Fake {
         Ok(Lock::none())
     }
 
-    fn read(&self, family: Family, look: Look<'_>) -> Result<Ruleset> {
+    /// The dump is of the moment at which the reading begins.
+    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Reading<'a> {
         let dump = self.model(family).lock().unwrap().save();
         let plain = |line: &str| {
             line.split_once("] ")
                 .map_or(line, |(_, rule)| rule)
                 .to_owned()
-                + "
-"
+                + "\n"
         };
         let dump = if look.counters {
             dump
         } else {
             dump.lines().map(plain).collect()
         };
-        let mut found = Ruleset::read(dump.as_bytes(), look.name)?;
-        if let Scope::Only(wanted) = look.scope {
-            found.tables.retain(|table, _| *table == wanted);
-        }
-        Ok(found)
+        Box::new(move || {
+            let mut found = Ruleset::read(dump.as_bytes(), look.name)?;
+            if let Scope::Only(wanted) = look.scope {
+                found.tables.retain(|table, _| *table == wanted);
+            }
+            Ok(found)
+        })
     }
 
     fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {

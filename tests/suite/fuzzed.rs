@@ -155,7 +155,10 @@ pub fn host(input: &[u8]) {
         return;
     };
     assert_eq!(foreign(&host.dump()), others);
-    let done = converge(&host, &request, Run::Apply, || Some(Glance::at(&host, &request.name))).unwrap();
+    let done = converge(&host, &request, Run::Apply, || {
+        Some(Glance::begin(&host, &request.name).finish())
+    })
+    .unwrap();
     if let Some(failure) = &done.failure {
         // A rule of others that leads into a chain of ours by a negated or unknown way cannot be deleted.
         assert!(
@@ -167,7 +170,10 @@ pub fn host(input: &[u8]) {
     }
     assert_eq!(done.steps.changes, foretold.steps.changes);
     assert_eq!(foreign(&host.dump()), others);
-    let again = converge(&host, &request, Run::Apply, || Some(Glance::at(&host, &request.name))).unwrap();
+    let again = converge(&host, &request, Run::Apply, || {
+        Some(Glance::begin(&host, &request.name).finish())
+    })
+    .unwrap();
     assert!(again.steps.is_empty(), "{:?}\n{text}", again.steps);
 }
 

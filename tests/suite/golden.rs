@@ -10,7 +10,7 @@ use iptables_balance::besides::Tracked;
 use iptables_balance::converge::converge;
 use iptables_balance::diff;
 use iptables_balance::guards::{Facts, Questions};
-use iptables_balance::host::{Host, Lock, Look, Variant};
+use iptables_balance::host::{Host, Lock, Look, Reading, Variant};
 use iptables_balance::net::Family;
 use iptables_balance::outcome::Run;
 use iptables_balance::plan::Plan;
@@ -38,9 +38,9 @@ impl Host for Recorded {
         Ok(Lock::none())
     }
 
-    fn read(&self, family: Family, look: Look<'_>) -> anyhow::Result<Ruleset> {
+    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Reading<'a> {
         assert_eq!(family, Family::Ipv4);
-        Ok(Ruleset::read(self.0.as_slice(), look.name)?)
+        Box::new(move || Ok(Ruleset::read(self.0.as_slice(), look.name)?))
     }
 
     fn restore(&self, _: Family, _: &[u8]) -> anyhow::Result<()> {

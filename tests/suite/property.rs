@@ -19,7 +19,7 @@ fn request(value: &Value) -> Request {
 
 fn run(host: &Fake, value: &Value, run: Run) -> Outcome {
     let request = request(value);
-    let glance = || Some(Glance::at(host, &request.name));
+    let glance = || Some(Glance::begin(host, &request.name).finish());
     converge(host, &request, run, glance).unwrap()
 }
 
