@@ -161,7 +161,7 @@ impl Unhurried {
 impl Read for Unhurried {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         const MUCH: usize = 1 << 17;
-        const MOMENT: Duration = Duration::from_micros(500);
+        const MOMENT: Duration = Duration::from_micros(100);
         if self.ended {
             return Ok(0);
         }

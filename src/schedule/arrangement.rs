@@ -288,18 +288,15 @@ impl Deals {
         if self.primes.len() <= count {
             self.primes = primes(count);
         }
+        let mut divisors = Vec::new();
         for count in self.best.len()..=count {
-            let all = count as u64;
-            let best = match count {
-                0 | 1 => (count, all),
-                _ => self.least(count),
-            };
-            self.best.push(best);
+            divide(count, &self.primes, &mut divisors);
+            self.best.push(self.least(count, &divisors));
         }
         self.best[count].0
     }
 
-    fn least(&self, count: usize) -> (usize, u64) {
+    fn least(&self, count: usize, divisors: &[usize]) -> (usize, u64) {
         // As measured: a chain that was not visited lately costs about as much
         // as three rules in the one that is being visited.
         const CHAIN: u64 = 3;
@@ -313,15 +310,13 @@ impl Deals {
                 count as u64 + elsewhere(share) + self.best[count - share].1,
             )
         };
-        let divisors = divisors(count, &self.primes);
-        let small = divisors.iter().filter(|small| *small * *small <= count);
-        let shares = small.flat_map(|small| [count / small, *small]);
+        // Of equals the one nearest to all, or to nothing; but a single one last.
+        let rank = |share: usize| (share == 1, share.min(count / share), share * share <= count);
+        let shares = divisors.iter().copied().filter(|share| *share < count);
         shares
-            .filter(|share| (2..count).contains(share))
-            .chain([1])
             .map(cost)
-            .min_by_key(|(_, cost)| *cost)
-            .unwrap_or((1, 0))
+            .min_by_key(|(share, cost)| (*cost, rank(*share)))
+            .unwrap_or((count, count as u64))
     }
 }
 
@@ -338,9 +333,10 @@ fn primes(last: usize) -> Vec<usize> {
     primes
 }
 
-/// All that divides `count`, ascending.
-fn divisors(count: usize, primes: &[usize]) -> Vec<usize> {
-    let mut divisors = vec![1];
+/// All that divides `count`, in no order.
+fn divide(count: usize, primes: &[usize], divisors: &mut Vec<usize>) {
+    divisors.clear();
+    divisors.push(1);
     let mut rest = count;
     while rest > 1 {
         let prime = primes[rest];
@@ -353,8 +349,6 @@ fn divisors(count: usize, primes: &[usize]) -> Vec<usize> {
             divisors[from..].iter_mut().for_each(|one| *one *= power);
         }
     }
-    divisors.sort_unstable();
-    divisors
 }
 
 impl Draft {
@@ -414,20 +408,18 @@ impl Draft {
     fn deal(&mut self, chain: usize, mut members: Vec<usize>) {
         while members.len() > 1 {
             let every = members.len() / self.deals.share(members.len());
-            let (one, others): (Vec<_>, Vec<_>) = members
-                .iter()
-                .enumerate()
-                .partition(|(at, _)| at % every == 0);
-            let only_members = |chosen: Vec<(usize, &usize)>| {
-                chosen.into_iter().map(|(_, member)| *member).collect()
-            };
+            let (mut one, mut others) = (Vec::new(), Vec::with_capacity(members.len()));
+            for round in members.chunks(every) {
+                one.push(round[0]);
+                others.extend_from_slice(&round[1..]);
+            }
             let takes = Statistic::Nth {
                 every: u32::try_from(every).unwrap_or(u32::MAX),
                 packet: 0,
             };
-            let to = self.dealt(only_members(one));
+            let to = self.dealt(one);
             self.add(chain, takes, to);
-            members = only_members(others);
+            members = others;
         }
         if let [last] = members[..] {
             self.add(chain, Statistic::Always, To::Backend(last));
