@@ -234,6 +234,8 @@ fn read(file: &OsString) -> Result<Vec<u8>, Misused> {
 /// decided by the subcommand here.
 fn asked(file: &OsString) -> Result<Box<Draft>, Misused> {
     let asked = Asked::parse(&read(file)?).map_err(Misused)?;
+    let checked = asked.request.check();
+    checked.map_err(|error| Misused(error.to_string()))?;
     Ok(Box::new(asked.request))
 }
 

@@ -24,9 +24,9 @@ use crate::saved;
 use crate::warnings;
 
 /// What could be read of a host before all was known of the request: what of a
-/// balancer is in the nat table of each family.
+/// balancer is in the nat table of each family, or why that cannot be read.
 #[derive(Default)]
-pub struct Glance(BTreeMap<Family, Ruleset>);
+pub struct Glance(BTreeMap<Family, Result<Ruleset>>);
 
 impl Glance {
     const SCOPE: Scope = Scope::Only(Table::Nat);
@@ -41,7 +41,7 @@ impl Glance {
     }
 
     /// What was seen of that, once.
-    fn take(&mut self, family: Family, scope: Scope) -> Option<Ruleset> {
+    fn take(&mut self, family: Family, scope: Scope) -> Option<Result<Ruleset>> {
         (scope == Self::SCOPE).then(|| self.0.remove(&family))?
     }
 }
@@ -50,12 +50,12 @@ impl Glance {
 pub struct Glancing<'a>(Vec<Begun<'a>>);
 
 impl Glancing<'_> {
-    /// Waits for all that is read. What cannot be read is left out.
+    /// Waits for all that is read.
     #[must_use]
     pub fn finish(self) -> Glance {
         let read = finish(self.0).into_iter();
-        let seen = |(family, _, ruleset): Read| Some((family, ruleset.ok()?));
-        Glance(read.filter_map(seen).collect())
+        let seen = read.map(|(family, _, ruleset)| (family, ruleset));
+        Glance(seen.collect())
     }
 }
 
@@ -359,7 +359,7 @@ impl<H: Host> Errand<'_, H> {
         let mut all: Vec<Read> = Vec::new();
         for (family, scope) in wanted {
             match seen.take(family, scope) {
-                Some(ruleset) => all.push((family, scope, Ok(ruleset))),
+                Some(ruleset) => all.push((family, scope, ruleset)),
                 None => unseen.push((family, scope)),
             }
         }
@@ -467,29 +467,32 @@ impl<H: Host> Errand<'_, H> {
     /// Puts back what was there. Returns the state of the host as a clause, and
     /// corrects the outcome to it.
     fn undo(&self, outcome: &mut Outcome) -> String {
-        let attempt = || -> Result<Steps> {
+        let attempt = || -> Result<()> {
             let found = with_origins(self.look(Counters::Left)?, &outcome.after);
-            self.write(&back(&outcome.before, &found), &found)?;
-            Ok(back(&outcome.before, &self.look(Counters::Left)?))
+            self.write(&back(&outcome.before, &found), &found)
         };
-        match attempt() {
-            Ok(left) if left.is_empty() => {
-                outcome.steps = Steps::default();
-                outcome.after = outcome.before.clone();
-                "the host is as before".to_owned()
+        let undone = attempt();
+        let found = match self.look(Counters::Left) {
+            Ok(found) => found,
+            Err(again) => {
+                let why = undone.err().map(|error| format!(" failed too ({error:#})"));
+                let why = why.unwrap_or_else(|| " was tried".to_owned());
+                return format!("undoing it{why}, and what is left cannot be read ({again:#})");
             }
-            Ok(left) => format!("undoing it left this to be done: {}", listed(&left)),
-            Err(error) => match self.look(Counters::Left) {
-                Ok(found) => format!(
-                    "undoing it failed too ({error:#}), which leaves this to be done: {}",
-                    listed(&back(&outcome.before, &found))
-                ),
-                Err(again) => {
-                    format!(
-                        "undoing it failed too ({error:#}), and what is left cannot be read ({again:#})"
-                    )
-                }
-            },
+        };
+        let left = back(&outcome.before, &found);
+        if left.is_empty() {
+            outcome.steps = Steps::default();
+            outcome.after = outcome.before.clone();
+            return "the host is as before".to_owned();
+        }
+        outcome.after = found;
+        match undone {
+            Ok(()) => format!("undoing it left this to be done: {}", listed(&left)),
+            Err(error) => format!(
+                "undoing it failed too ({error:#}), which leaves this to be done: {}",
+                listed(&left)
+            ),
         }
     }
 }

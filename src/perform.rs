@@ -8,7 +8,7 @@ use crate::converge::{Glance, converge};
 use crate::host::{System, lookup};
 use crate::outcome::{Outcome, Run};
 use crate::report::Report;
-use crate::request::{Draft, Request, State};
+use crate::request::{BadRequest, Draft, Request, State};
 
 /// Carries out a request, or foretells what that would do; with before and
 /// after, if `diff`.
@@ -17,6 +17,7 @@ pub fn on_this_host(draft: &Draft, run: Run, diff: bool) -> Report {
     let about = (&draft.name, draft.state);
     match perform(draft, run) {
         Ok((request, outcome)) => Report::new(&request, &outcome, run, diff),
+        Err(error) if error.is::<BadRequest>() => Report::unread(about, error.to_string()),
         Err(error) => Report::unread(about, format!("{error:#}; nothing was changed")),
     }
 }

@@ -112,7 +112,7 @@ impl Report {
         }
     }
 
-    /// The request was understood, but the host could not be read.
+    /// Nothing was done, because of this, with what was asked about.
     #[must_use]
     pub fn unread((name, state): (&Name, Wish), reason: impl Into<String>) -> Self {
         Self {

@@ -287,9 +287,31 @@ fn names_are_resolved_at_each_run() {
         message.starts_with("backends[0].address: `hubs.test` does not resolve: "),
         "{message}"
     );
-    assert!(message.ends_with("; nothing was changed"), "{message}");
-    assert_eq!(failed["failed"], json!(true));
+    assert_eq!(
+        (&failed["failed"], &failed["changed"]),
+        (&json!(true), &json!(false))
+    );
     assert_eq!(host.dump("nft"), before);
+}
+
+/// The host is read meanwhile, but a mistake in the request is what the user can
+/// mend.
+#[test]
+fn what_is_wrong_with_the_request_is_said_first() {
+    const FAILS: (&str, &str) = ("iptables-save", "#!/bin/sh\nexit 3\n");
+    let host = Namespace::new("h");
+    let said = |backend: &str| {
+        let request =
+            json!({"name": "W", "variant": "nft", "destination_port": 80, "backends": [backend]});
+        host.ask_with_stand_in(FAILS, &request)["msg"].to_string()
+    };
+    let message = said("10.9.0.1 weight=-1");
+    assert!(
+        message.contains("backends[0].weight: `-1` is not between"),
+        "{message}"
+    );
+    let message = said("10.9.0.1");
+    assert!(message.contains("failed (exit code 3)"), "{message}");
 }
 
 #[test]

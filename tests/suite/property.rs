@@ -4,9 +4,11 @@
 use std::collections::BTreeMap;
 
 use iptables_balance::converge::{Glance, converge};
-use iptables_balance::net::Family;
+use iptables_balance::distribution;
+use iptables_balance::net::{Family, Table};
 use iptables_balance::outcome::{Outcome, Run};
 use iptables_balance::request::Request;
+use iptables_balance::statistic::Share;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -219,6 +221,13 @@ proptest! {
         prop_assert!(again.steps.is_empty(), "{:?}", again.steps);
         prop_assert_eq!(*host.restores.lock().unwrap(), restores);
 
+        // What was arranged is what the rules give.
+        for pool in request(&second).balancer().into_iter().flat_map(|balancer| &balancer.pools) {
+            let found = distribution::shares(again.before.rules[&pool.family].owned(Table::Nat), "W");
+            let found: Vec<_> = pool.backends.iter().map(|backend| found.get(&(backend.address, backend.port)).copied().unwrap_or(Share::NONE)).collect();
+            prop_assert_eq!(pool.arrangement.shares(pool.backends.len()), found);
+        }
+
         // What was foretold is what is found.
         let texts = |state: &iptables_balance::outcome::State| {
             let owned = state.rules.values().flat_map(|ruleset| ruleset.tables.values());
@@ -297,6 +306,24 @@ fn where_undoing_fails_too_it_says_what_is_left() {
         "refused; undoing it failed too (refused), which leaves this to be done: ipv4 nat delete_rule PREROUTING `-p tcp -m tcp --dport 80 -j W`, ipv4 nat delete_chain W"
     );
     assert!(!outcome.steps.changes.is_empty());
+    let left = &outcome.after.rules[&Family::Ipv6];
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// A glance is of an earlier moment: before something is written all is read
+/// again.
+#[test]
+fn what_happened_since_the_first_glance_is_seen() {
+    let value = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
+    let host = Fake::new(Model::new(false), Model::new(true));
+    let wanted = request(&value);
+    let glance = Glance::begin(&host, &wanted.name).finish();
+    assert_eq!(run(&host, &value, Run::Apply).failure, None);
+    let after = host.dump();
+    let late = converge(&host, &wanted, Run::Apply, || Some(glance)).unwrap();
+    assert_eq!(late.failure, None);
+    assert!(late.steps.is_empty(), "{:?}", late.steps);
+    assert_eq!(host.dump(), after);
 }
 
 /// Somebody else writes right after us: what is there then is compared anew, but

@@ -411,8 +411,13 @@ fn where_nothing_can_be_written_or_said_it_fails_cleanly() {
 #[test]
 fn a_program_that_hangs_is_ended() {
     const HANGS: &str = "#!/bin/sh\n[ \"$1\" = --version ] && echo 'iptables-save v1.8.9 (nf_tables)' && exit\nexec sleep 600\n";
+    const NEVER_STOPS: &str = "#!/bin/sh\n[ \"$1\" = --version ] && echo 'iptables-save v1.8.9 (nf_tables)' && exit\nwhile :; do echo '# and so on'; done\n";
     thread::scope(|scope| {
-        for name in ["iptables-save", "iptables-restore"] {
+        for (name, program) in [
+            ("iptables-save", HANGS),
+            ("iptables-restore", HANGS),
+            ("iptables-save", NEVER_STOPS),
+        ] {
             scope.spawn(move || {
                 let gateway = Namespace::new("g");
                 let request =
@@ -421,7 +426,7 @@ fn a_program_that_hangs_is_ended() {
                     .apply(&json!({"name": "X", "destination_port": 81, "backends": "10.9.0.1"}));
                 let before = gateway.dump("nft");
                 let start = Instant::now();
-                let result = gateway.ask_with_stand_in((name, HANGS), &request);
+                let result = gateway.ask_with_stand_in((name, program), &request);
                 let message = result["msg"].as_str().unwrap();
                 assert!(
                     message.contains("took longer than 61 seconds and was killed"),
