@@ -5,7 +5,10 @@
 //! rules stand after the last one of their chain, with zero counters where the
 //! file has some.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap};
+
+use memchr::memmem;
 
 use crate::change::{Action, Change};
 use crate::net::Table;
@@ -29,126 +32,213 @@ pub fn table_twice(text: &[u8]) -> Option<String> {
 /// The text with the changes made, which were computed for what is in it.
 #[must_use]
 pub fn edited(text: &[u8], changes: &[Change]) -> Vec<u8> {
-    let mut lines: Vec<Vec<u8>> = text
+    let mut lines: Vec<Line> = text
         .split_inclusive(|byte| *byte == b'\n')
-        .map(<[u8]>::to_vec)
+        .map(Cow::Borrowed)
         .collect();
     if let Some(last) = lines.last_mut().filter(|last| !last.ends_with(b"\n")) {
-        last.push(b'\n');
+        last.to_mut().push(b'\n');
     }
     let counted = lines.iter().any(|line| line.starts_with(b"["));
-    let mut page = Page { lines, counted };
+    let mut page = Page::new(lines);
     for change in changes {
-        page.change(change);
+        let section = page.section(change.table);
+        section.change(&change.chain, &change.action, counted);
     }
-    page.lines.concat()
+    let sections = page.0.into_iter();
+    sections.flat_map(Section::into_lines).flatten().collect()
 }
 
-struct Page {
-    lines: Vec<Vec<u8>>,
-    /// Whether rules have counters in front.
-    counted: bool,
+/// A line, with its end.
+type Line<'a> = Cow<'a, [u8]>;
+
+/// A file: by turns what stands between tables, and the lines of a table from
+/// `*TABLE` up to its COMMIT.
+struct Page<'a>(Vec<Section<'a>>);
+
+impl<'a> Page<'a> {
+    fn new(lines: Vec<Line<'a>>) -> Self {
+        let mut sections = vec![Section::default()];
+        let mut is_table = false;
+        for line in lines {
+            let begins = line.starts_with(b"*") && !is_table;
+            let ends = is_table && line.trim_ascii_end() == b"COMMIT";
+            if begins || ends {
+                sections.push(Section::default());
+                is_table = begins;
+            }
+            if let Some(section) = sections.last_mut() {
+                section.take_in(line);
+            }
+        }
+        Self(sections)
+    }
+
+    /// The section of a table; one that is not there is added at the end.
+    fn section(&mut self, table: Table) -> &mut Section<'a> {
+        let head = format!("*{}", table.as_str());
+        let is_wanted = |section: &Section| {
+            let first = section.lines.first();
+            first.is_some_and(|line| line.trim_ascii_end() == head.as_bytes())
+        };
+        let at = self.0.iter().position(is_wanted).unwrap_or_else(|| {
+            for line in [format!("{head}\n"), "COMMIT\n".to_owned()] {
+                let mut section = Section::default();
+                section.take_in(line.into_bytes().into());
+                self.0.push(section);
+            }
+            self.0.len() - 2
+        });
+        &mut self.0[at]
+    }
 }
 
-impl Page {
-    fn change(&mut self, change: &Change) {
-        let Change {
-            table,
-            chain,
-            action,
-            ..
-        } = change;
-        let (start, end) = self.section(*table);
-        let rules = self.rules(start, end, chain);
-        let place = |at: &u32| rules.get(*at as usize - 1).copied();
+/// Some lines, and which of them are the rules of which chain.
+#[derive(Default)]
+struct Section<'a> {
+    /// Empty where one was taken out.
+    lines: Vec<Line<'a>>,
+    /// The declarations of new chains.
+    created: Vec<Vec<u8>>,
+    chains: Vec<Vec<Entry>>,
+    /// The place of each chain among them, by name.
+    places: HashMap<Vec<u8>, usize>,
+}
+
+/// A rule of a chain.
+enum Entry {
+    /// It has this line of the file.
+    Old(usize),
+    /// It has none yet.
+    New(Vec<u8>),
+}
+
+impl<'a> Section<'a> {
+    fn take_in(&mut self, line: Line<'a>) {
+        if let Some((chain, _)) = rule(&line) {
+            let at = self.lines.len();
+            let chain = chain.to_vec();
+            self.rules(chain).push(Entry::Old(at));
+        }
+        self.lines.push(line);
+    }
+
+    fn rules(&mut self, chain: Vec<u8>) -> &mut Vec<Entry> {
+        let place = *self.places.entry(chain).or_insert(self.chains.len());
+        if place == self.chains.len() {
+            self.chains.push(Vec::new());
+        }
+        &mut self.chains[place]
+    }
+
+    fn text<'b>(&'b self, entry: &'b Entry) -> &'b [u8] {
+        let line = match entry {
+            Entry::Old(at) => &self.lines[*at],
+            Entry::New(line) => line.as_slice(),
+        };
+        rule(line).map_or(b"", |(_, text)| text)
+    }
+
+    fn change(&mut self, chain: &str, action: &Action, counted: bool) {
+        let name = chain.as_bytes().to_vec();
+        let line = |rule: &SavedRule| {
+            let counters = if counted { "[0:0] " } else { "" };
+            let head = format!("{counters}-A {chain}").into_bytes();
+            [head.as_slice(), &rule.text, b"\n"].concat()
+        };
         match action {
-            Action::CreateChain => {
-                // A chain has to be declared before a rule leads to it.
-                let is_head = |line: &Vec<u8>| line.starts_with(b":") || line.starts_with(b"#");
-                let mut rest = start + 1..end;
-                let first = rest.find(|at| !is_head(&self.lines[*at]));
-                let line = format!(":{chain} - [0:0]\n").into_bytes();
-                self.lines.insert(first.unwrap_or(end), line);
-            }
-            Action::Append(rule) => {
-                let after_last = rules.last().map_or(end, |last| last + 1);
-                self.lines.insert(after_last, self.line(chain, rule));
-            }
+            Action::CreateChain => self.created.push(declaration(chain)),
+            Action::Append(rule) => self.rules(name).push(Entry::New(line(rule))),
             Action::Insert(at, rule) => {
-                let after_last = rules.last().map_or(end, |last| last + 1);
-                let line = self.line(chain, rule);
-                self.lines.insert(place(at).unwrap_or(after_last), line);
+                let rules = self.rules(name);
+                let at = (*at as usize - 1).min(rules.len());
+                rules.insert(at, Entry::New(line(rule)));
             }
-            Action::Replace { at, rule, .. } => {
-                if let Some(at) = place(at) {
-                    self.lines[at] = self.line(chain, rule);
+            Action::Replace { at, rule, .. } => match self.rules(name).get_mut(*at as usize - 1) {
+                Some(Entry::New(earlier)) => *earlier = line(rule),
+                Some(Entry::Old(at)) => {
+                    let at = *at;
+                    self.lines[at] = line(rule).into();
                 }
-            }
-            Action::DeleteAt(at, _) => {
-                if let Some(at) = place(at) {
-                    self.lines.remove(at);
-                }
-            }
+                None => {}
+            },
+            Action::DeleteAt(at, _) => self.delete(name, *at as usize - 1),
             Action::DeleteFirst(rule) => {
-                let same = |at: &&usize| rule_text(&self.lines[**at], chain) == Some(&rule.text);
-                if let Some(at) = rules.iter().find(same).copied() {
-                    self.lines.remove(at);
+                let rules = self.places.get(&name).map(|place| &self.chains[*place]);
+                let mut rules = rules.into_iter().flatten();
+                if let Some(at) = rules.position(|entry| self.text(entry) == rule.text) {
+                    self.delete(name, at);
                 }
             }
             Action::DeleteChain => {
-                let mut at = 0;
-                self.lines.retain(|line| {
-                    let gone = (start..end).contains(&at)
-                        && (declares(line, chain) || rule_text(line, chain).is_some());
-                    at += 1;
-                    !gone
-                });
+                for entry in std::mem::take(self.rules(name)) {
+                    self.take_out(&entry);
+                }
+                self.created.retain(|line| !declares(line, chain));
+                let declarations = self.lines.iter_mut().filter(|line| declares(line, chain));
+                declarations.for_each(|line| *line = Cow::default());
             }
         }
     }
 
-    /// The lines from `*TABLE` up to its COMMIT; a table that is not there is
-    /// added at the end.
-    fn section(&mut self, table: Table) -> (usize, usize) {
-        let head = format!("*{}", table.as_str());
-        let reads = |line: &Vec<u8>, text: &str| line.trim_ascii_end() == text.as_bytes();
-        let start = match self.lines.iter().position(|line| reads(line, &head)) {
-            Some(start) => start,
-            None => {
-                self.lines
-                    .extend([format!("{head}\n").into_bytes(), b"COMMIT\n".to_vec()]);
-                self.lines.len() - 2
+    fn delete(&mut self, chain: Vec<u8>, at: usize) {
+        let rules = self.rules(chain);
+        if at < rules.len() {
+            let entry = rules.remove(at);
+            self.take_out(&entry);
+        }
+    }
+
+    fn take_out(&mut self, entry: &Entry) {
+        if let Entry::Old(at) = entry {
+            self.lines[*at] = Cow::default();
+        }
+    }
+
+    /// A new rule stands right before the next old one of its chain, or else
+    /// after the last; at the end of the table, if there is none. A chain has to
+    /// be declared before a rule leads to it.
+    fn into_lines(self) -> Vec<Vec<u8>> {
+        let end = self.lines.len();
+        let is_head = |line: &Line| line.starts_with(b":") || line.starts_with(b"#");
+        let first = self.lines.iter().skip(1).position(|line| !is_head(line));
+        let mut before: Vec<Vec<Vec<u8>>> = vec![Vec::new(); end + 1];
+        before[first.map_or(end, |first| first + 1)] = self.created;
+        for rules in self.chains {
+            let mut new = Vec::new();
+            let mut after = end;
+            for entry in rules {
+                match entry {
+                    Entry::New(line) => new.push(line),
+                    Entry::Old(at) => {
+                        before[at].append(&mut new);
+                        after = at + 1;
+                    }
+                }
             }
-        };
-        let mut rest = start..self.lines.len();
-        let end = rest.find(|at| reads(&self.lines[*at], "COMMIT"));
-        (start, end.unwrap_or(self.lines.len()))
-    }
-
-    /// Where the rules of a chain stand.
-    fn rules(&self, start: usize, end: usize, chain: &str) -> Vec<usize> {
-        let of_chain = |at: &usize| rule_text(&self.lines[*at], chain).is_some();
-        (start..end).filter(of_chain).collect()
-    }
-
-    fn line(&self, chain: &str, rule: &SavedRule) -> Vec<u8> {
-        let counters = if self.counted { "[0:0] " } else { "" };
-        let mut line = format!("{counters}-A {chain}").into_bytes();
-        line.extend(&rule.text);
-        line.push(b'\n');
-        line
+            before[after].append(&mut new);
+        }
+        let lines = self.lines.into_iter().map(Cow::into_owned).map(Some);
+        let lines = lines.chain([None]).zip(before);
+        lines
+            .flat_map(|(line, before)| before.into_iter().chain(line))
+            .collect()
     }
 }
 
-/// What stands after `-A CHAIN`, in a line that adds a rule to that chain.
-fn rule_text<'a>(line: &'a [u8], chain: &str) -> Option<&'a [u8]> {
+/// The chain that a line adds a rule to, and what stands after `-A CHAIN`.
+fn rule(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let line = match line.strip_prefix(b"[") {
-        Some(counted) => &counted[counted.windows(2).position(|two| two == b"] ")? + 2..],
+        Some(counted) => &counted[memmem::find(counted, b"] ")? + 2..],
         None => line,
     };
-    let text = line.strip_prefix(b"-A ")?.strip_prefix(chain.as_bytes())?;
-    (text.is_empty() || text.starts_with(b" ") || text.starts_with(b"\t")).then_some(text)
+    let rule = line.strip_prefix(b"-A ")?;
+    Some(rule.split_at(memchr::memchr2(b' ', b'\t', rule).unwrap_or(rule.len())))
+}
+
+fn declaration(chain: &str) -> Vec<u8> {
+    format!(":{chain} - [0:0]\n").into_bytes()
 }
 
 /// Whether a line is `:CHAIN POLICY [packets:bytes]`.

@@ -206,6 +206,8 @@ proptest! {
     #[test]
     fn any_dump_and_any_request_converge_in_one_run(first in requests(), second in requests(), clutter in clutter()) {
         let host = Fake::new(cluttered(false, &clutter), cluttered(true, &clutter));
+        let kept = [("/a", Family::Ipv4), ("/b", Family::Ipv6)].map(|(path, family)| (path, host.model(family).lock().unwrap().save()));
+        host.files.lock().unwrap().extend(kept.clone().map(|(path, text)| (path.into(), text.into_bytes())));
         prop_assert_eq!(run(&host, &first, Run::Apply).failure, None);
         let others = foreign(&host.dump());
 
@@ -220,6 +222,12 @@ proptest! {
         let again = run(&host, &second, Run::Apply);
         prop_assert!(again.steps.is_empty(), "{:?}", again.steps);
         prop_assert_eq!(*host.restores.lock().unwrap(), restores);
+
+        // The files lose and gain no line of others.
+        for (path, text) in kept {
+            let now = String::from_utf8(host.files.lock().unwrap()[std::path::Path::new(path)].clone()).unwrap();
+            prop_assert_eq!(foreign(&now), foreign(&text));
+        }
 
         // What was arranged is what the rules give.
         for pool in request(&second).balancer().into_iter().flat_map(|balancer| &balancer.pools) {
