@@ -164,18 +164,26 @@ fn forwards(request: &Request) -> bool {
 /// The effects that are still needed, but for connections.
 #[must_use]
 pub fn missing(request: &Request, plan: &Plan, found: &Besides) -> Vec<Effect> {
-    let off = |family: &Family| {
-        forwards(request) && plan.uses(*family) && found.forwarding.get(family) == Some(&false)
-    };
-    let switched = Family::BOTH
-        .into_iter()
-        .filter(off)
-        .map(|family| Effect::Forwarding { family, on: true });
+    let off = to_forward(request, plan);
+    let off = off.filter(|family| found.forwarding.get(family) != Some(&true));
+    let switched = off.map(|family| Effect::Forwarding { family, on: true });
     let written = found
         .files
         .iter()
         .filter_map(|(path, file)| rewritten(plan, path, file));
     switched.chain(written).collect()
+}
+
+/// A family that is to be forwarded, and it cannot be told whether it is.
+#[must_use]
+pub fn unknown_forwarding(request: &Request, plan: &Plan, found: &Besides) -> Option<Family> {
+    to_forward(request, plan).find(|family| !found.forwarding.contains_key(family))
+}
+
+/// The families that are to be forwarded.
+fn to_forward(request: &Request, plan: &Plan) -> impl Iterator<Item = Family> {
+    let wanted = |family: &Family| forwards(request) && plan.uses(*family);
+    Family::BOTH.into_iter().filter(wanted)
 }
 
 fn rewritten(plan: &Plan, path: &Path, file: &File) -> Option<Effect> {

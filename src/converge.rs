@@ -2,16 +2,18 @@
 //! again, and undo when that does not show what was planned.
 
 use std::collections::BTreeMap;
+use std::iter;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::thread::{self, ScopedJoinHandle};
+use std::sync::{Arc, Mutex};
+use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::besides::{self, Besides, Effect, File};
 use crate::change::{Change, applied};
 use crate::diff;
-use crate::disconnect::{self, Disconnected};
+use crate::disconnect;
+use crate::guard::guarded;
 use crate::guards::{self, Facts};
 use crate::host::{Host, Look, Reading, Scope};
 use crate::net::{Family, Table};
@@ -81,21 +83,33 @@ fn begin<'a>(
         .collect()
 }
 
+/// All at the same time; one after the other where there can be no threads.
 fn finish(begun: Vec<Begun<'_>>) -> Vec<Read> {
+    let begun: Vec<_> = begun
+        .into_iter()
+        .map(|(family, scope, reading)| (family, scope, Mutex::new(Some(reading))))
+        .collect();
+    let read = |reading: &Mutex<Option<Reading<'_>>>| {
+        let reading = reading.lock().ok().and_then(|mut reading| reading.take());
+        reading.map(|reading| reading())
+    };
     thread::scope(|threads| {
-        let mut begun = begun.into_iter();
-        let first = begun.next();
-        let spawn = |(family, scope, reading)| (family, scope, threads.spawn(reading));
-        let others: Vec<_> = begun.map(spawn).collect();
-        let first = first.map(|(family, scope, reading)| (family, scope, reading()));
-        let join = |(family, scope, reader): (_, _, ScopedJoinHandle<_>)| {
-            let panicked = |_| Err(anyhow!("reading the host panicked"));
-            (family, scope, reader.join().unwrap_or_else(panicked))
-        };
-        first
-            .into_iter()
-            .chain(others.into_iter().map(join))
-            .collect()
+        let others = begun.iter().skip(1);
+        let spawned = others.map(|(_, _, reading)| {
+            let reader = thread::Builder::new().spawn_scoped(threads, || read(reading));
+            reader.ok()
+        });
+        let readers: Vec<_> = iter::once(None).chain(spawned).collect();
+        let all = begun.iter().zip(readers);
+        all.map(|((family, scope, reading), reader)| {
+            let found = match reader {
+                Some(reader) => reader.join().ok().flatten(),
+                None => read(reading),
+            };
+            let panicked = || Err(anyhow!("reading the host panicked"));
+            (*family, *scope, found.unwrap_or_else(panicked))
+        })
+        .collect()
     })
 }
 
@@ -127,6 +141,13 @@ pub fn converge(
         plan,
     };
     let mut before = errand.look_on(glance().unwrap_or_default(), Counters::Left)?;
+    if let Some(family) = besides::unknown_forwarding(request, &errand.plan, &before.besides) {
+        bail!(
+            "ip_forward: cannot tell whether this host forwards {}, since {} cannot be read",
+            family.title(),
+            besides::setting(family)
+        );
+    }
     let mut steps = errand.missing(&before);
     let _lock = match run {
         Run::Apply if !steps.is_empty() => Some(host.lock()?),
@@ -156,11 +177,31 @@ pub fn converge(
     if run == Run::Check || outcome.steps.is_empty() {
         return Ok(outcome);
     }
-    if let Err(error) = errand.carry_out(&mut outcome, &ending) {
+    if let Err(error) = unpanicked(|| errand.carry_out(&outcome)) {
         let undone = errand.undo(&mut outcome);
         outcome.failure = Some(format!("{error:#}; {undone}"));
+        return Ok(outcome);
+    }
+    match unpanicked(|| ending.carry_out(host)) {
+        Ok(ended) => {
+            let effects = &mut outcome.steps.effects;
+            effects.retain(|effect| !matches!(effect, Effect::Disconnect(_)));
+            effects.extend(ended);
+        }
+        Err(error) => {
+            let undone = errand.undo(&mut outcome);
+            outcome.failure = Some(format!(
+                "{error:#}; but for connections that have ended already, {undone}"
+            ));
+        }
     }
     Ok(outcome)
+}
+
+/// What has begun is brought to an end or undone, even if there is a bug in it,
+/// or not a thread to be had.
+fn unpanicked<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
+    guarded(act).map_err(anyhow::Error::msg)?
 }
 
 /// Which families are forwarded, as far as that is known.
@@ -405,17 +446,17 @@ impl<H: Host> Errand<'_, H> {
         }
     }
 
-    /// Does what there is to do. Connections are ended at the very last, since
-    /// that cannot be undone.
+    /// Does what there is to do, but for connections: these are ended at the very
+    /// last, since that cannot be undone.
     ///
     /// Others may write at the same time, and make a write fail or undo it. Then
     /// what there is by now is compared anew, a few times.
-    fn carry_out(&self, outcome: &mut Outcome, ending: &Disconnected) -> Result<()> {
+    fn carry_out(&self, outcome: &Outcome) -> Result<()> {
         const ATTEMPTS: usize = 3;
         let (mut steps, mut before) = (outcome.steps.clone(), outcome.before.clone());
         for attempt in 1..=ATTEMPTS {
             let Err(error) = self.write_and_look(&steps, &before) else {
-                break;
+                return Ok(());
             };
             let now = self.look(Counters::Taken)?;
             let after = foretold(self.request, &before, &steps);
@@ -425,10 +466,6 @@ impl<H: Host> Errand<'_, H> {
             steps = self.missing(&now);
             before = now;
         }
-        let ended = ending.carry_out(self.host)?;
-        let effects = &mut outcome.steps.effects;
-        effects.retain(|effect| !matches!(effect, Effect::Disconnect(_)));
-        effects.extend(ended);
         Ok(())
     }
 
@@ -471,8 +508,8 @@ impl<H: Host> Errand<'_, H> {
             let found = with_origins(self.look(Counters::Left)?, &outcome.after);
             self.write(&back(&outcome.before, &found), &found)
         };
-        let undone = attempt();
-        let found = match self.look(Counters::Left) {
+        let undone = unpanicked(attempt);
+        let found = match unpanicked(|| self.look(Counters::Left)) {
             Ok(found) => found,
             Err(again) => {
                 let why = undone.err().map(|error| format!(" failed too ({error:#})"));

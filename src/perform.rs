@@ -30,7 +30,10 @@ fn perform(draft: &Draft, run: Run) -> Result<(Request, Outcome)> {
         let host = opened.as_ref().ok();
         let host = host.filter(|_| draft.state == State::Present);
         let glancing = host.map(|host| Glance::begin(host, &draft.name));
-        let glancing = glancing.map(|glancing| threads.spawn(|| glancing.finish()));
+        let glancing = glancing.and_then(|glancing| {
+            let thread = thread::Builder::new().spawn_scoped(threads, || glancing.finish());
+            thread.ok()
+        });
         let request = draft.resolve(&lookup)?;
         let glance = || glancing.and_then(|thread| thread.join().ok());
         let host = opened.as_ref().map_err(|error| anyhow!("{error:#}"))?;

@@ -5,8 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PATH:/usr/sbin:/sbin
 
-packages=(iptables nftables iproute2 procps python3 python3-venv ansible-core cfengine3 strace util-linux)
-programs=(iptables-save nft ip sysctl python3 ansible-playbook cf-agent strace script setpriv flock unshare)
+packages=(iptables nftables iproute2 procps python3 python3-venv ansible-core cfengine3 conntrack strace util-linux)
+programs=(iptables-save nft ip sysctl python3 ansible-playbook cf-agent conntrack strace script setpriv flock unshare)
 missing=0
 for program in "${programs[@]}"; do command -v "$program" >/dev/null || missing=1; done
 python3 -c 'import ensurepip' 2>/dev/null || missing=1

@@ -38,8 +38,17 @@ pub struct Fake {
     pub forwarding: Mutex<BTreeSet<Family>>,
     pub files: Mutex<BTreeMap<PathBuf, Vec<u8>>>,
     pub connections: Mutex<Vec<(Family, Tracked)>>,
-    /// What fails: `forwarding`, `store`, `connections` or `end`.
-    pub broken: Option<&'static str>,
+    /// What fails or lies: `forwarding`, `store`, `connections` or `end`.
+    pub broken: Option<(&'static str, Broken)>,
+}
+
+/// How something besides the rules is broken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Broken {
+    /// It says so.
+    Fails,
+    /// It says that it was done, and it was not.
+    Lies,
 }
 
 impl Fake {
@@ -56,11 +65,13 @@ impl Fake {
         }
     }
 
-    fn works(&self, what: &str) -> Result<()> {
-        if self.broken == Some(what) {
-            bail!("{what} is broken");
+    /// Whether it does what it says.
+    fn works(&self, what: &str) -> Result<bool> {
+        match self.broken {
+            Some((broken, Broken::Fails)) if broken == what => bail!("{what} is broken"),
+            Some((broken, Broken::Lies)) => Ok(broken != what),
+            _ => Ok(true),
         }
-        Ok(())
     }
 
     pub fn model(&self, family: Family) -> &Mutex<Model> {
@@ -164,7 +175,9 @@ impl Host for Fake {
     }
 
     fn set_forwarding(&self, family: Family, on: bool) -> Result<()> {
-        self.works("forwarding")?;
+        if !self.works("forwarding")? {
+            return Ok(());
+        }
         let mut forwarding = self.forwarding.lock().unwrap();
         match on {
             true => forwarding.insert(family),
@@ -184,7 +197,9 @@ impl Host for Fake {
     }
 
     fn store(&self, path: &Path, text: Option<&[u8]>) -> Result<()> {
-        self.works("store")?;
+        if !self.works("store")? {
+            return Ok(());
+        }
         let mut files = self.files.lock().unwrap();
         match text {
             Some(text) => files.insert(path.to_owned(), text.to_vec()),

@@ -22,6 +22,7 @@ mod connections;
 mod dice;
 mod effects;
 mod fake;
+mod faults;
 mod fuzz;
 mod fuzzed;
 mod gateway;

@@ -12,7 +12,7 @@ use iptables_balance::statistic::Share;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::fake::{Fake, Fault};
+use crate::fake::{Broken, Fake, Fault};
 use crate::model::{Connection, Model};
 
 fn request(value: &Value) -> Request {
@@ -266,11 +266,15 @@ proptest! {
         }
     }
 
-    /// Each restore in turn refused, not done, done but denied, and spoiled.
+    /// Each restore in turn refused, not done, done but denied, and spoiled; all
+    /// else failing or not done.
     #[test]
     fn what_fails_is_undone(first in requests(), second in requests(), clutter in clutter(), at in 0..2_usize,
                             fault in prop::sample::select(vec![Fault::Refuse, Fault::Lie, Fault::Deny, Fault::Half, Fault::Spoil]),
-                            broken in prop::option::of(prop::sample::select(vec!["forwarding", "store", "connections"])),
+                            broken in prop::option::of(prop::sample::select(vec![
+                                ("forwarding", Broken::Fails), ("store", Broken::Fails), ("connections", Broken::Fails),
+                                ("forwarding", Broken::Lies), ("store", Broken::Lies),
+                            ])),
                             forwarding_off in any::<bool>()) {
         let mut host = Fake::new(cluttered(false, &clutter), cluttered(true, &clutter));
         run(&host, &first, Run::Apply);
