@@ -2,116 +2,27 @@
 //! again, and undo when that does not show what was planned.
 
 use std::collections::BTreeMap;
-use std::iter;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::besides::{self, Besides, Effect, File};
 use crate::change::{Change, applied};
 use crate::diff;
 use crate::disconnect;
+use crate::glance::{self, Counters, Glance, Read};
 use crate::guard::guarded;
 use crate::guards::{self, Facts};
-use crate::host::{Host, Look, Reading, Scope};
+use crate::host::{Host, Scope};
 use crate::net::{Family, Table};
 use crate::outcome::{Outcome, Run, State, Steps};
 use crate::plan::{self, Plan};
-use crate::request::{Name, Persist, Request};
+use crate::request::{Persist, Request};
 use crate::restore;
 use crate::ruleset::Ruleset;
 use crate::saved;
 use crate::warnings;
-
-/// What could be read of a host before all was known of the request: what of a
-/// balancer is in the nat table of each family, or why that cannot be read.
-#[derive(Default)]
-pub struct Glance(BTreeMap<Family, Result<Ruleset>>);
-
-impl Glance {
-    const SCOPE: Scope = Scope::Only(Table::Nat);
-
-    /// Begins to look at the host.
-    #[must_use]
-    pub fn begin<'a>(host: &'a impl Host, name: &'a Name) -> Glancing<'a> {
-        let families = Family::BOTH.into_iter();
-        let families = families.filter(|family| host.supports(*family));
-        let wanted = families.map(|family| (family, Self::SCOPE)).collect();
-        Glancing(begin(host, name, wanted, Counters::Left))
-    }
-
-    /// What was seen of that, once.
-    fn take(&mut self, family: Family, scope: Scope) -> Option<Result<Ruleset>> {
-        (scope == Self::SCOPE).then(|| self.0.remove(&family))?
-    }
-}
-
-/// A [`Glance`] that is not over yet.
-pub struct Glancing<'a>(Vec<Begun<'a>>);
-
-impl Glancing<'_> {
-    /// Waits for all that is read.
-    #[must_use]
-    pub fn finish(self) -> Glance {
-        let read = finish(self.0).into_iter();
-        let seen = read.map(|(family, _, ruleset)| (family, ruleset));
-        Glance(seen.collect())
-    }
-}
-
-/// What is being read of which family and tables, and what was read.
-type Begun<'a> = (Family, Scope, Reading<'a>);
-type Read = (Family, Scope, Result<Ruleset>);
-
-/// Begins to read all that at once.
-fn begin<'a>(
-    host: &'a impl Host,
-    name: &'a Name,
-    wanted: Vec<(Family, Scope)>,
-    counters: Counters,
-) -> Vec<Begun<'a>> {
-    let look = |scope| Look {
-        name,
-        scope,
-        counters: counters == Counters::Taken,
-    };
-    wanted
-        .into_iter()
-        .map(|(family, scope)| (family, scope, host.begin_read(family, look(scope))))
-        .collect()
-}
-
-/// All at the same time; one after the other where there can be no threads.
-fn finish(begun: Vec<Begun<'_>>) -> Vec<Read> {
-    let begun: Vec<_> = begun
-        .into_iter()
-        .map(|(family, scope, reading)| (family, scope, Mutex::new(Some(reading))))
-        .collect();
-    let read = |reading: &Mutex<Option<Reading<'_>>>| {
-        let reading = reading.lock().ok().and_then(|mut reading| reading.take());
-        reading.map(|reading| reading())
-    };
-    thread::scope(|threads| {
-        let others = begun.iter().skip(1);
-        let spawned = others.map(|(_, _, reading)| {
-            let reader = thread::Builder::new().spawn_scoped(threads, || read(reading));
-            reader.ok()
-        });
-        let readers: Vec<_> = iter::once(None).chain(spawned).collect();
-        let all = begun.iter().zip(readers);
-        all.map(|((family, scope, reading), reader)| {
-            let found = match reader {
-                Some(reader) => reader.join().ok().flatten(),
-                None => read(reading),
-            };
-            let panicked = || Err(anyhow!("reading the host panicked"));
-            (*family, *scope, found.unwrap_or_else(panicked))
-        })
-        .collect()
-    })
-}
 
 /// Does what the request asks for. What was read of the host before, if there
 /// is such, need not be read again to see that there is nothing to do.
@@ -294,14 +205,6 @@ fn foretold(request: &Request, before: &State, steps: &Steps) -> State {
     }
 }
 
-/// Counters are read only before something is changed that has some: the usual
-/// run finds nothing to do.
-#[derive(Clone, Copy, PartialEq)]
-enum Counters {
-    Left,
-    Taken,
-}
-
 /// A request on its way to a host.
 struct Errand<'a, H> {
     host: &'a H,
@@ -404,8 +307,8 @@ impl<H: Host> Errand<'_, H> {
                 None => unseen.push((family, scope)),
             }
         }
-        let begun = begin(self.host, &self.request.name, unseen, counters);
-        all.extend(finish(begun));
+        let begun = glance::begin(self.host, &self.request.name, unseen, counters);
+        all.extend(glance::finish(begun));
         let mut found = BTreeMap::<Family, Ruleset>::new();
         for (family, scope, read) in all {
             let read = read?;

@@ -27,9 +27,9 @@
 //! [`align`]. What is not a rule that runs goes the same way through
 //! [`besides`], [`saved`] and [`disconnect`]. [`guards`] and [`warnings`] say
 //! what would do harm, and what should be known. [`converge`] does it all on a
-//! [`host`], with an [`outcome`] of which [`distribution`] and [`report`]
-//! tell; [`ansible`], [`cfengine`], [`json`] and [`cli`] are the front ends, of
-//! which none knows another.
+//! [`host`], which is read by [`glance`], with an [`outcome`] of which
+//! [`distribution`] and [`report`] tell; [`ansible`], [`cfengine`], [`json`] and
+//! [`cli`] are the front ends, of which none knows another.
 
 pub mod align;
 pub mod ansible;
@@ -43,6 +43,7 @@ pub mod diff;
 pub mod disconnect;
 pub mod distribution;
 pub mod front;
+pub mod glance;
 pub mod guard;
 pub mod guards;
 pub mod host;

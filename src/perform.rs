@@ -4,7 +4,8 @@ use std::thread;
 
 use anyhow::{Result, anyhow};
 
-use crate::converge::{Glance, converge};
+use crate::converge::converge;
+use crate::glance::Glance;
 use crate::host::{System, lookup};
 use crate::outcome::{Outcome, Run};
 use crate::report::Report;

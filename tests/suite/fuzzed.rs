@@ -2,7 +2,8 @@
 //! cargo-fuzz for as long as you like; here each runs on its recorded inputs
 //! and on some thousand variations of them.
 
-use iptables_balance::converge::{Glance, converge};
+use iptables_balance::converge::converge;
+use iptables_balance::glance::Glance;
 use iptables_balance::net::Family;
 use iptables_balance::outcome::Run;
 use iptables_balance::plan::Plan;

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use iptables_balance::converge::{Glance, converge};
+use iptables_balance::converge::converge;
 use iptables_balance::distribution;
+use iptables_balance::glance::Glance;
 use iptables_balance::net::{Family, Table};
 use iptables_balance::outcome::{Outcome, Run};
 use iptables_balance::request::Request;
