@@ -359,7 +359,7 @@ impl<H: Host> Errand<'_, H> {
         let (mut steps, mut before) = (outcome.steps.clone(), outcome.before.clone());
         for attempt in 1..=ATTEMPTS {
             let Err(error) = self.write_and_look(&steps, &before) else {
-                return Ok(());
+                break;
             };
             let now = self.look(Counters::Taken)?;
             let after = foretold(self.request, &before, &steps);

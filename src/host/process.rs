@@ -73,8 +73,12 @@ pub fn start(program: &Path, arguments: &[&OsStr], limit: Duration) -> Result<St
     let (reader, writer) = io::pipe().with_context(starting)?;
     // A smaller pipe is only slower.
     fcntl_setpipe_size(&reader, PIPE).ok();
-    let prepared = command(program, arguments).stdin_null().stdout_file(writer);
-    let handle = prepared.start().with_context(starting)?;
+    // The other end of the pipe must not outlive this statement here.
+    let handle = command(program, arguments)
+        .stdin_null()
+        .stdout_file(writer)
+        .start()
+        .with_context(starting)?;
     Ok(Started {
         program: program.to_owned(),
         handle,
