@@ -143,6 +143,16 @@ fn apply(change: &Change, owned: &mut Owned) {
     }
 }
 
+/// The rules of one of our chains after those steps in it.
+#[must_use]
+pub fn edited<'a>(chain: &Chain, steps: impl Iterator<Item = &'a Action>) -> Vec<SavedRule> {
+    let mut rules = chain.rules.clone();
+    for step in steps {
+        edit(step, &mut rules);
+    }
+    rules
+}
+
 fn edit(action: &Action, rules: &mut Vec<SavedRule>) {
     let index = |at: &u32| *at as usize - 1;
     match action {

@@ -268,17 +268,17 @@ fn planned(
     let mut text = Vec::new();
     for family in &families {
         let changes = diff::to_plan(&plan, *family, &found);
-        let transaction = match current {
-            Some(_) => restore::transaction(&changes, *family, &found),
-            None => restore::from_nothing(&changes, *family),
+        let transactions = match current {
+            Some(_) => restore::transactions(&changes, *family, &found).concat(),
+            None => restore::from_nothing(&changes, *family).unwrap_or_default(),
         };
-        let Some(transaction) = transaction else {
+        if transactions.is_empty() {
             continue;
-        };
+        }
         if families.len() > 1 {
             text.extend(format!("# {}\n", family.as_str()).into_bytes());
         }
-        text.extend(transaction);
+        text.extend(transactions);
     }
     Ok(text)
 }

@@ -390,7 +390,7 @@ impl<H: Host> Errand<'_, H> {
         let nothing = Ruleset::default();
         for family in Family::BOTH {
             let found = found.rules.get(&family).map_or(&nothing, AsRef::as_ref);
-            if let Some(transaction) = restore::transaction(&steps.changes, family, found) {
+            for transaction in restore::transactions(&steps.changes, family, found) {
                 self.host.restore(family, &transaction)?;
             }
         }

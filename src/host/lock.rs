@@ -2,14 +2,13 @@
 //! the look after it. xtables' own lock only covers each single program.
 
 use std::env;
-use std::ffi::OsStr;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 /// The lock, held until it is dropped; the kernel lets go of it when the
@@ -32,8 +31,29 @@ impl Lock {
     /// # Errors
     /// When another run still holds it then, or the file cannot be opened.
     pub fn take(wait: Duration) -> Result<Self> {
+        let path = named_by("IPTABLES_BALANCE_LOCKFILE", "/run/iptables_balance.lock");
+        Self::hold(&path, wait)?.with_context(|| {
+            format!(
+                "another run held the lock `{}` for more than {} s (attribute `wait`)",
+                path.display(),
+                wait.as_secs()
+            )
+        })
+    }
+
+    /// The lock that legacy iptables takes for each program, for one that is too
+    /// old to do so itself.
+    ///
+    /// # Errors
+    /// When another program still holds it then, or the file cannot be opened.
+    pub fn of_xtables(wait: Duration) -> Result<Self> {
+        let path = named_by("XTABLES_LOCKFILE", "/run/xtables.lock");
+        Self::hold(&path, wait)?.with_context(|| xtables_held(wait))
+    }
+
+    /// `None` when it is still held by another after that time.
+    fn hold(path: &Path, wait: Duration) -> Result<Option<Self>> {
         const INTERVAL: Duration = Duration::from_millis(20);
-        let path = path();
         let mut options = OpenOptions::new();
         options
             .read(true)
@@ -41,9 +61,9 @@ impl Lock {
             .create(true)
             .truncate(false)
             .mode(0o600);
-        let file = options.open(&path).with_context(|| {
+        let file = options.open(path).with_context(|| {
             format!(
-                "cannot open the lock `{}`, which keeps two runs apart",
+                "cannot open the lock `{}`, which keeps two programs apart",
                 path.display()
             )
         })?;
@@ -54,16 +74,12 @@ impl Lock {
                     // So that it is held until the last program that was started
                     // has ended, also when we are killed before.
                     fcntl_setfd(&file, FdFlags::empty())?;
-                    return Ok(Self { _file: Some(file) });
+                    return Ok(Some(Self { _file: Some(file) }));
                 }
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                     thread::sleep(INTERVAL);
                 }
-                Err(TryLockError::WouldBlock) => bail!(
-                    "another run held the lock `{}` for more than {} s (attribute `wait`)",
-                    path.display(),
-                    wait.as_secs()
-                ),
+                Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(error)) => {
                     return Err(error).with_context(|| format!("cannot lock `{}`", path.display()));
                 }
@@ -72,12 +88,16 @@ impl Lock {
     }
 }
 
-/// `/run/iptables_balance.lock`, or what `IPTABLES_BALANCE_LOCKFILE` says, as
-/// `XTABLES_LOCKFILE` does for iptables.
-fn path() -> PathBuf {
-    let named = env::var_os("IPTABLES_BALANCE_LOCKFILE").filter(|name| name != OsStr::new(""));
-    named.map_or_else(
-        || PathBuf::from("/run/iptables_balance.lock"),
-        PathBuf::from,
+/// What to say when the lock of xtables is not to be had.
+pub fn xtables_held(wait: Duration) -> String {
+    format!(
+        "another program held the xtables lock for more than {} s (attribute `wait`); nothing was written",
+        wait.as_secs()
     )
+}
+
+/// The file that a variable names, as `XTABLES_LOCKFILE` does for iptables.
+fn named_by(variable: &str, default: &str) -> PathBuf {
+    let named = env::var_os(variable).filter(|name| !name.is_empty());
+    named.map_or_else(|| PathBuf::from(default), PathBuf::from)
 }

@@ -1,7 +1,9 @@
 //! Starting programs: without a shell, in the C locale, with a time limit, and
 //! with what they said on stderr in the error.
 
+use std::error::Error;
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -189,15 +191,32 @@ fn too_long(program: &Path, limit: Duration) -> anyhow::Error {
     )
 }
 
-/// The error of a program that did not end well.
+/// A program was ended by a signal.
+#[derive(Debug)]
+pub struct Crashed(String);
+
+impl fmt::Display for Crashed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl Error for Crashed {}
+
+/// The error of a program that did not end well; [`Crashed`] where it has no
+/// exit code.
 pub fn failure(program: &Path, stderr: &str, code: Option<i32>) -> anyhow::Error {
     let ended = match code {
         Some(code) => format!("exit code {code}"),
         None => "ended by a signal".to_owned(),
     };
-    match stderr.is_empty() {
-        true => anyhow!("`{}` failed ({ended})", program.display()),
-        false => anyhow!("`{}` failed ({ended}): {stderr}", program.display()),
+    let mut said = format!("`{}` failed ({ended})", program.display());
+    if !stderr.is_empty() {
+        said = format!("{said}: {stderr}");
+    }
+    match code {
+        Some(_) => anyhow!(said),
+        None => Crashed(said).into(),
     }
 }
 

@@ -117,7 +117,8 @@ fn variant_of(save: &Path) -> Result<Variant> {
     }
 }
 
-/// `iptables-save v1.8.9 (nf_tables)`; before 1.8 there was nothing in brackets.
+/// `iptables-save v1.8.9 (nf_tables)`. Before 1.8 there was but one variant, and
+/// no option `--version`: 1.6.0 prints a dump nevertheless, 1.6.2 ends with an error.
 fn asked(save: &Path) -> Result<Variant> {
     const LIMIT: Duration = Duration::from_secs(10);
     let read = |output: &mut process::Output| {
@@ -125,9 +126,17 @@ fn asked(save: &Path) -> Result<Variant> {
         std::io::Read::read_to_string(output, &mut text)?;
         Ok(text)
     };
-    let version = process::start(save, &[OsStr::new("--version")], LIMIT)?.consume(read)?;
-    Ok(match version.contains("(nf_tables)") {
-        true => Variant::Nft,
-        false => Variant::Legacy,
-    })
+    let asked = process::start(save, &[OsStr::new("--version")], LIMIT)?.consume(read);
+    match asked {
+        Ok(version) if version.contains("(nf_tables)") => Ok(Variant::Nft),
+        Ok(_) => Ok(Variant::Legacy),
+        Err(error)
+            if error
+                .to_string()
+                .contains("unrecognized option '--version'") =>
+        {
+            Ok(Variant::Legacy)
+        }
+        Err(error) => Err(error),
+    }
 }

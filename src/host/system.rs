@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
+use super::lock::xtables_held;
 use super::programs::Programs;
 use super::{Host, Lock, Look, Reading, Scope, Variant};
 use super::{boot, conntrack, facts, files, nftables, process};
@@ -21,6 +22,9 @@ use crate::ruleset::Ruleset;
 
 /// Programs are given this long besides the time that they may wait for locks.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often to start an `iptables-save` that crashes.
+const SAVES: u32 = 3;
 
 /// The host that this program runs on.
 #[derive(Debug)]
@@ -66,8 +70,30 @@ impl System {
             .with_context(|| format!("reading the {} rules", family.title()))
     }
 
+    /// The tables that are there and that a dump passes over. From 1.8.4 on
+    /// iptables-nft-save says so itself.
+    fn hidden(&self, family: Family, scope: Scope, found: &Ruleset) -> Vec<String> {
+        let wanted = match scope {
+            Scope::All => vec![Table::Nat, Table::Filter],
+            Scope::Only(table) => vec![table],
+        };
+        let is_hidden = |table: &Table| {
+            self.variant() == Variant::Nft
+                && found.unreadable.is_empty()
+                && !found.shown.contains(table)
+                && nftables::has_table(family, *table) == Some(true)
+        };
+        let hidden = wanted.into_iter().filter(is_hidden);
+        hidden.map(|table| table.as_str().to_owned()).collect()
+    }
+
+    /// How long to wait for locks.
+    fn patience(&self) -> Duration {
+        Duration::from_secs(u64::from(self.wait))
+    }
+
     fn limit(&self) -> Duration {
-        PATIENCE + Duration::from_secs(u64::from(self.wait))
+        PATIENCE + self.patience()
     }
 }
 
@@ -83,33 +109,62 @@ impl Host for System {
     }
 
     fn lock(&self) -> Result<Lock> {
-        Lock::take(Duration::from_secs(u64::from(self.wait)))
+        Lock::take(self.patience())
     }
 
     fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Reading<'a> {
         let started = self.start_save(family, look);
+        let reading = move || format!("reading the {} rules", family.title());
         Box::new(move || {
-            let Some(started) = started? else {
-                return Ok(Ruleset::default());
-            };
-            let read = |output: &mut process::Output| Ok(Ruleset::read(output, look.name)?);
-            started
-                .consume(read)
-                .with_context(|| format!("reading the {} rules", family.title()))
+            let mut started = started;
+            for attempt in 1.. {
+                let Some(save) = started? else {
+                    break;
+                };
+                let read = |output: &mut process::Output| {
+                    let mut ruleset = Ruleset::read(output, look.name)?;
+                    ruleset
+                        .unreadable
+                        .extend(self.hidden(family, look.scope, &ruleset));
+                    Ok(ruleset)
+                };
+                match save.consume(read) {
+                    // Until 1.8.4 iptables-nft-save crashes when rules change meanwhile.
+                    Err(error) if attempt < SAVES && error.is::<process::Crashed>() => {
+                        started = self.start_save(family, look);
+                    }
+                    read => return read.with_context(reading),
+                }
+            }
+            Ok(Ruleset::default())
         })
     }
 
     fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {
         let program = self.programs.path(family, "restore")?;
+        let limit = self.limit();
         let wait = self.wait.to_string();
-        let arguments = ["--noflush", "-w", &wait].map(OsStr::new);
-        let finished = process::run(&program, &arguments, transaction, self.limit())?;
+        let run = |options: &[&str]| {
+            let arguments = ["--noflush"].iter().chain(options).map(OsStr::new);
+            process::run(&program, &arguments.collect::<Vec<_>>(), transaction, limit)
+        };
+        let finished = match self.variant() {
+            // It takes no lock. Until 1.8.1 it took the seconds for a file.
+            Variant::Nft => run(&[])?,
+            Variant::Legacy => match run(&["-w", &wait])? {
+                // Before 1.6.2 it neither knew the option nor took a lock.
+                finished if finished.stderr.contains("invalid option -- 'w'") => {
+                    let _lock = Lock::of_xtables(self.patience())?;
+                    run(&[])?
+                }
+                finished => finished,
+            },
+        };
         match finished.code {
             Some(0) => Ok(()),
-            Some(4) if finished.stderr.contains("xtables lock") => bail!(
-                "another program held the xtables lock for more than {} s (attribute `wait`); nothing was written",
-                self.wait
-            ),
+            Some(4) if finished.stderr.contains("xtables lock") => {
+                bail!("{}", xtables_held(self.patience()))
+            }
             code => {
                 let error = process::failure(&program, &finished.stderr, code);
                 Err(match refused_line(&finished.stderr, transaction) {
@@ -127,6 +182,7 @@ impl Host for System {
             Variant::Nft => nftables::has_iptables_rules(family).unwrap_or(false),
         })
     }
+
     fn facts(&self, questions: &Questions) -> Facts {
         facts::facts(questions)
     }

@@ -231,7 +231,7 @@ fn invalid_and_failed_promises_leave_their_neighbours_alone() {
         "-f",
         path.to_str().unwrap(),
     ];
-    let output = namespace.feed_with_stand_in(refusing, &arguments, "");
+    let output = namespace.feed_with_stand_ins(&[refusing], &arguments, "");
     let said = shown(&output);
     assert!(
         said.contains(

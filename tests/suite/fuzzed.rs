@@ -44,10 +44,9 @@ fn only_our_lines(request: &Request) {
     let nothing = Ruleset::default();
     for family in Family::BOTH {
         let changes = diff::to_plan(&plan, family, &nothing);
-        let Some(text) = restore::transaction(&changes, family, &nothing) else {
-            continue;
-        };
-        let text = String::from_utf8(text).unwrap();
+        let live = restore::transactions(&changes, family, &nothing).concat();
+        let file = restore::from_nothing(&changes, family).unwrap_or_default();
+        let text = String::from_utf8([live, file].concat()).unwrap();
         let name = request.name.as_str();
         for line in text.lines() {
             let mut words = line.split(' ');
@@ -62,6 +61,7 @@ fn only_our_lines(request: &Request) {
                             || chain == name
                             || chain.starts_with(&format!("{name}/")))
                 }
+                "-N" => chain == name || chain.starts_with(&format!("{name}/")),
                 declared => {
                     declared == format!(":{name}") || declared.starts_with(&format!(":{name}/"))
                 }

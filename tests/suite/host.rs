@@ -294,66 +294,6 @@ fn names_are_resolved_at_each_run() {
     assert_eq!(host.dump("nft"), before);
 }
 
-/// Before 1.8.3 iptables-nft-restore heeded only the first `-R` of a
-/// transaction. A stand-in for it names its version, or hides it.
-#[test]
-fn an_old_restore_that_heeds_one_replacement_is_told_in_other_words() {
-    let host = Namespace::new("h");
-    let bin = host.scratch().join("bin");
-    std::fs::create_dir(&bin).unwrap();
-    let old = |name: &str, script: &str| {
-        let file = bin.join(name);
-        std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
-        host.run(&["chmod", "755", file.to_str().unwrap()]);
-    };
-    let path = format!("PATH={}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let ask = |backends: &str| -> Value {
-        let request = json!({"name": "W", "destination_port": 80, "backends": backends});
-        let output = host.feed(&["env", &path, PROGRAM], &request.to_string());
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", shown(&output)))
-    };
-    let first = "10.9.0.1,10.9.0.2,10.9.0.3,10.9.0.4,10.9.0.5";
-    let second = "10.9.0.1,10.9.0.6,10.9.0.3,10.9.0.7,10.9.0.5";
-    let log = host.scratch().join("restores");
-    let once = "awk '/^-R/ && seen++ {next} {print}' | exec /usr/sbin/iptables-restore \"$@\"";
-    old(
-        "iptables-restore",
-        &format!("echo . >>{}\n{once}", log.display()),
-    );
-
-    for (save, is_told, restores) in [
-        // It says that it is new: what it leaves out is noticed, and done then.
-        ("exec /usr/sbin/iptables-save \"$@\"", false, 2),
-        (
-            "/usr/sbin/iptables-save \"$@\" | sed 's/ v1[.0-9]* / v1.8.2 /'",
-            true,
-            1,
-        ),
-    ] {
-        old("iptables-save", save);
-        assert_eq!(ask(first)["failed"], json!(false));
-        fs::remove_file(&log).unwrap();
-        let done = ask(second);
-        assert_eq!(done["failed"], json!(false), "{done}");
-        assert_eq!(done["iptables_version"] == "1.8.2", is_told);
-        assert_eq!(
-            fs::read_to_string(&log).unwrap().lines().count(),
-            restores,
-            "{save}"
-        );
-        assert_eq!(ask(second)["changed"], json!(false));
-        let rules = host.dump("nft");
-        assert!(
-            rules.contains("10.9.0.6") && rules.contains("10.9.0.7"),
-            "{rules}"
-        );
-        assert!(
-            !rules.contains("10.9.0.2") && !rules.contains("10.9.0.4"),
-            "{rules}"
-        );
-    }
-}
-
 /// The host is read meanwhile, but a mistake in the request is what the user can
 /// mend.
 #[test]
@@ -363,7 +303,7 @@ fn what_is_wrong_with_the_request_is_said_first() {
     let said = |backend: &str| {
         let request =
             json!({"name": "W", "variant": "nft", "destination_port": 80, "backends": [backend]});
-        host.ask_with_stand_in(FAILS, &request)["msg"].to_string()
+        host.ask_with_stand_ins(&[FAILS], &request)["msg"].to_string()
     };
     let message = said("10.9.0.1 weight=-1");
     assert!(

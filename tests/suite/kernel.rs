@@ -72,7 +72,7 @@ fn others_for_ipv6() -> String {
         .collect()
 }
 
-fn crowded(variant: &str) -> Namespace {
+pub fn crowded(variant: &str) -> Namespace {
     let namespace = Namespace::new("k");
     namespace.restore(&format!("iptables-{variant}-restore"), OTHERS);
     namespace.restore(&format!("ip6tables-{variant}-restore"), &others_for_ipv6());
@@ -87,7 +87,7 @@ fn many(count: usize, network: &str, rest: &str) -> String {
 }
 
 /// The corners of what can be asked.
-fn states(variant: &str) -> Vec<Value> {
+pub fn states(variant: &str) -> Vec<Value> {
     let states = [
         json!({"destination_port": 5308, "backends": "10.9.0.1:5308,10.9.0.2:5308,10.9.0.3:5308,10.9.0.4:5308"}),
         json!({"destination_port": 5308, "backends": "10.9.0.2:5308 weight=3,10.9.0.1:5308,10.9.0.4:5308 weight=0,fd09::1,[fd09::2]:81 weight=2"}),
@@ -122,9 +122,9 @@ fn is_ours(line: &str) -> bool {
 }
 
 /// Ours without counters; the rules that lead in have no order among themselves.
-fn ours(dump: &str) -> (Vec<String>, Vec<String>) {
+pub fn ours(dump: &str) -> (Vec<String>, Vec<String>) {
     let lines = dump.lines().filter(|line| is_ours(line));
-    let (chain, mut leads): (Vec<_>, Vec<_>) = lines
+    let (mut chain, mut leads): (Vec<_>, Vec<_>) = lines
         .map(|line| {
             line.rsplit_once("] ")
                 .map_or(line, |(_, rule)| rule)
@@ -132,6 +132,11 @@ fn ours(dump: &str) -> (Vec<String>, Vec<String>) {
         })
         .partition(|line| line.starts_with(':') || line.starts_with("-A CFENGINE"));
     leads.sort_unstable();
+    // Before 1.8.5 chains came in the order in which they were made.
+    chain.sort_by_cached_key(|line| {
+        let name = line.split(' ').find(|word| word.contains("CFENGINE"));
+        (line.starts_with('-'), name.map(str::to_owned))
+    });
     (chain, leads)
 }
 
@@ -215,6 +220,8 @@ fn with(request: &Value, name: &str, value: Value) -> Value {
 fn the_model_is_like_the_kernel() {
     for variant in VARIANTS {
         let namespace = Namespace::new("m");
+        // So that there is a table to read.
+        namespace.run(&[&format!("iptables-{variant}"), "-w", "-t", "nat", "-F"]);
         let mut model = Model::new(false);
         let states: Vec<Value> = states(variant)
             .into_iter()
@@ -228,7 +235,7 @@ fn the_model_is_like_the_kernel() {
             let dump = namespace.scratch().join("dump");
             fs::write(
                 &dump,
-                namespace.run(&[&format!("iptables-{variant}-save"), "-c", "-t", "nat"]),
+                namespace.run(&[&format!("iptables-{variant}-save"), "-c"]),
             )
             .unwrap();
             let planned = namespace.feed(
@@ -285,7 +292,8 @@ fn rules_typed_by_hand_that_mean_the_same_count_as_right() {
         let namespace = Namespace::new("h");
         let iptables = format!("iptables-{variant}");
         let run = |arguments: &str| {
-            let words: Vec<&str> = std::iter::once(iptables.as_str())
+            let words: Vec<&str> = [iptables.as_str(), "-w"]
+                .into_iter()
                 .chain(arguments.split(' '))
                 .collect();
             namespace.run(&words);
@@ -336,7 +344,7 @@ fn drift_is_mended_rule_by_rule() {
             let words: Vec<&str> = arguments.split(' ').collect();
             namespace.run(
                 &[
-                    &[format!("iptables-{variant}").as_str(), "-t", "nat"],
+                    &[format!("iptables-{variant}").as_str(), "-w", "-t", "nat"],
                     words.as_slice(),
                 ]
                 .concat(),
@@ -411,7 +419,9 @@ fn the_jump_stays_where_it_is() {
             "#!/bin/sh\ncat > /dev/null\nexit 1\n",
         );
         let request = json!({"name": "W", "variant": variant, "destination_port": "80,81", "backends": "10.9.0.2,fd09::1"});
-        let said = namespace.ask_with_stand_in(refusing, &request).to_string();
+        let said = namespace
+            .ask_with_stand_ins(&[refusing], &request)
+            .to_string();
         assert!(said.contains("; the host is as before"), "{said}");
         assert_eq!(jumps(), before, "{variant}");
 
@@ -475,7 +485,7 @@ fn counters_are_carried_over() {
         let namespace = Namespace::new("c");
         let hubs = |backends: &str| json!({"name": "W", "variant": variant, "destination_port": 80, "backends": backends});
         namespace.apply(&hubs("10.9.0.1,10.9.0.2"));
-        let counted = "*nat\n-R W 1 -c 11 660 -p tcp -m statistic --mode nth --every 2 --packet 0 -j DNAT --to-destination 10.9.0.1\n-R W 2 -c 12 720 -p tcp -j DNAT --to-destination 10.9.0.2\nCOMMIT\n";
+        let counted = "*nat\n-F W\n-A W -c 11 660 -p tcp -m statistic --mode nth --every 2 --packet 0 -j DNAT --to-destination 10.9.0.1\n-A W -c 12 720 -p tcp -j DNAT --to-destination 10.9.0.2\nCOMMIT\n";
         namespace.restore(&format!("iptables-{variant}-restore"), counted);
         let result = namespace.apply(&hubs("10.9.0.2,10.9.0.3,10.9.0.1"));
         let dump = namespace.dump(variant);
@@ -549,11 +559,11 @@ fn no_change_of_weights_loses_a_count() {
         let rules = dump.lines().filter_map(|line| line.strip_prefix("-A W "));
         let edits: String = rules
             .enumerate()
-            .map(|(at, rule)| format!("-R W {} -c {} 100 {rule}\n", at + 1, 10 * (at + 1)))
+            .map(|(at, rule)| format!("-A W -c {} 100 {rule}\n", 10 * (at + 1)))
             .collect();
         namespace.restore(
             &format!("iptables-{variant}-restore"),
-            &format!("*nat\n{edits}COMMIT\n"),
+            &format!("*nat\n-F W\n{edits}COMMIT\n"),
         );
         let before = counted();
         assert_eq!(before.len(), 3);
@@ -601,7 +611,7 @@ fn a_mix_of_variants_is_warned_of_and_legacy_is_not_loaded_for_it() {
         "*filter\n-A FORWARD -j ACCEPT\nCOMMIT\n",
     );
     assert!(warned(&legacy, "nft").contains("there are rules of iptables-legacy too"));
-    legacy.run(&["iptables-legacy", "-F"]);
+    legacy.run(&["iptables-legacy", "-w", "-F"]);
     assert_eq!(
         warned(&legacy, "nft"),
         "[]",

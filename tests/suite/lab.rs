@@ -162,9 +162,23 @@ impl Namespace {
         lines.map(|line| line.to_owned() + "\n").collect()
     }
 
+    /// Adds to the rules, in the words that every release of iptables takes:
+    /// 1.8.4 trips over what comes after a line `:CHAIN`, and 1.6.0 over `-w`.
     pub fn restore(&self, program: &str, text: &str) {
-        let output = self.feed(&[program, "--noflush", "-w", "10"], text);
-        succeeded(&[program, text], &output);
+        let word = |line: &str| match line.strip_prefix(':').map(|line| line.split(' ')) {
+            Some(mut words) => match (words.next(), words.next()) {
+                (Some(chain), Some("-")) => format!("-N {chain}\n"),
+                (Some(chain), Some(policy)) => format!("-P {chain} {policy}\n"),
+                _ => panic!("{line}"),
+            },
+            None => format!("{line}\n"),
+        };
+        let text: String = text.lines().map(word).collect();
+        let mut output = self.feed(&[program, "--noflush", "-w", "10"], &text);
+        if !output.status.success() && shown(&output).contains("Can't open 10") {
+            output = self.feed(&[program, "--noflush"], &text);
+        }
+        succeeded(&[program, &text], &output);
     }
 
     /// Servers at these endpoints, until the namespace is dropped.
@@ -189,29 +203,27 @@ impl Namespace {
         answers.lines().map(str::to_owned).collect()
     }
 
-    /// Runs a command while a script of ours stands in for a program of that
-    /// name: it comes before the real ones in PATH.
-    pub fn feed_with_stand_in(
+    /// Feeds a program that finds these scripts before the programs of that name.
+    pub fn feed_with_stand_ins(
         &self,
-        (name, script): (&str, &str),
+        stand_ins: &[(&str, &str)],
         arguments: &[&str],
         input: &str,
     ) -> Output {
-        let directory = self.scratch().join("bin");
-        fs::create_dir_all(&directory).expect("a directory");
-        let program = directory.join(name);
-        fs::write(&program, script).expect("a script");
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
+        let directory = tempfile::tempdir_in(self.scratch()).expect("a directory");
+        for (name, script) in stand_ins {
+            let program = directory.path().join(name);
+            fs::write(&program, script).expect("a script");
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("executable");
+        }
         let path = std::env::var("PATH").expect("PATH");
-        let path = format!("PATH={}:{path}", directory.display());
-        let output = self.feed(&[&["env", &path], arguments].concat(), input);
-        fs::remove_file(program).expect("it is still there");
-        output
+        let path = format!("PATH={}:{path}", directory.path().display());
+        self.feed(&[&["env", &path], arguments].concat(), input)
     }
 
-    /// A request in plain JSON, with such a stand-in; returns the result.
-    pub fn ask_with_stand_in(&self, stand_in: (&str, &str), request: &Value) -> Value {
-        let output = self.feed_with_stand_in(stand_in, &[PROGRAM], &request.to_string());
+    /// A request in plain JSON, with such stand-ins; returns the result.
+    pub fn ask_with_stand_ins(&self, stand_ins: &[(&str, &str)], request: &Value) -> Value {
+        let output = self.feed_with_stand_ins(stand_ins, &[PROGRAM], &request.to_string());
         serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", shown(&output)))
     }
 }

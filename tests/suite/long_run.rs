@@ -133,7 +133,7 @@ fn run(variant: &str, seed: u64, steps: usize) {
                 _ => format!("{family}-legacy-restore"),
             };
             let (name, script) = fault(&mut dice, &name);
-            let result = gateway.ask_with_stand_in((&name, &script), &request);
+            let result = gateway.ask_with_stand_ins(&[(&name, &script)], &request);
             let message = result["msg"].as_str().unwrap();
             if result["failed"] == json!(true) && message.ends_with("the host is as before") {
                 assert_eq!(

@@ -33,6 +33,7 @@ mod lab;
 mod long_run;
 mod model;
 mod property;
+mod releases;
 mod spec;
 mod tidy;
 mod trust;

@@ -107,6 +107,14 @@ impl Model {
         let command = words.first().ok_or("no command")?.as_str();
         let name = words.get(1).ok_or("no chain")?.as_str();
         match command {
+            "-N" => {
+                valid_name(name)?;
+                if table.contains_key(name) {
+                    return Err("chain already exists".into());
+                }
+                table.insert(name.to_owned(), Chain::default());
+                return Ok(());
+            }
             "-X" => {
                 let chain = table.get(name).ok_or("no such chain")?;
                 if chain.built_in || !chain.rules.is_empty() || refers(table, name) {

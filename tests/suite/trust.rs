@@ -426,7 +426,7 @@ fn a_program_that_hangs_is_ended() {
                     .apply(&json!({"name": "X", "destination_port": 81, "backends": "10.9.0.1"}));
                 let before = gateway.dump("nft");
                 let start = Instant::now();
-                let result = gateway.ask_with_stand_in((name, program), &request);
+                let result = gateway.ask_with_stand_ins(&[(name, program)], &request);
                 let message = result["msg"].as_str().unwrap();
                 assert!(
                     message.contains("took longer than 61 seconds and was killed"),

@@ -1,11 +1,29 @@
 //! Changes into the text of one `iptables-restore --noflush`.
 
+mod old_nft;
+
 use std::collections::BTreeMap;
 
 use crate::change::{Action, Change, Kind};
 use crate::net::{Family, Table};
 use crate::plan::is_filter_mark;
 use crate::ruleset::{Chain, Counters, Owned, Ruleset, SavedRule};
+
+/// The transactions that carry out the changes to what was found of one family,
+/// one after the other: one if there are changes, but for an iptables that has
+/// to be told step by step.
+#[must_use]
+pub fn transactions(changes: &[Change], family: Family, found: &Ruleset) -> Vec<Vec<u8>> {
+    if !found.is_old_nft {
+        return transaction(changes, family, found).into_iter().collect();
+    }
+    let changes = changes.iter().filter(|change| change.family == family);
+    let steps = old_nft::transactions(changes.collect(), family, found);
+    let texts = steps
+        .iter()
+        .filter_map(|changes| transaction(changes, family, found));
+    texts.collect()
+}
 
 /// The transaction that carries out the changes to what was found of one
 /// family, and `None` when there are none. Each table is one atomic
@@ -14,9 +32,8 @@ use crate::ruleset::{Chain, Counters, Owned, Ruleset, SavedRule};
 pub fn transaction(changes: &[Change], family: Family, found: &Ruleset) -> Option<Vec<u8>> {
     let changes = changes.iter().filter(|change| change.family == family);
     let mut text = Vec::new();
-    let replaces = !loses_replacements(found.version.as_deref());
     for (table, changes) in blocks(changes) {
-        block(table, &changes, found.owned(table), replaces, &mut text);
+        block(table, &changes, found.owned(table), Words::Live, &mut text);
     }
     (!text.is_empty()).then_some(text)
 }
@@ -30,20 +47,21 @@ pub fn from_nothing(changes: &[Change], family: Family) -> Option<Vec<u8>> {
         let of_table = |change: &&Change| change.family == family && change.table == table;
         let changes: Vec<&Change> = changes.iter().filter(of_table).collect();
         if !changes.is_empty() {
-            block(table, &changes, &Owned::default(), true, &mut text);
+            block(table, &changes, &Owned::default(), Words::File, &mut text);
         }
     }
     (!text.is_empty()).then_some(text)
 }
 
-/// Before 1.8.3 iptables-nft-restore only heeded the first `-R` of a
-/// transaction (netfilter bug 1348).
-fn loses_replacements(version: Option<&str>) -> bool {
-    let numbers = version.and_then(|version| {
-        let parts = version.split('.').map(|part| part.parse().ok());
-        parts.collect::<Option<Vec<u32>>>()
-    });
-    numbers.is_some_and(|numbers| numbers < vec![1, 8, 3])
+/// What `iptables-restore` is told, and how.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Words {
+    /// To one with `--noflush`: `-N` makes a chain, where `:CHAIN` would also
+    /// empty one that has come up meanwhile. And iptables-nft-restore 1.8.4
+    /// takes the end of such a line for another line.
+    Live,
+    /// A file, as `iptables-save` writes it.
+    File,
 }
 
 /// The changes by table, in an order in which nothing slips through in between
@@ -87,29 +105,33 @@ fn blocks<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<(Table, Vec<&'a 
 }
 
 /// Chains that go may lead to each other, so all of them are emptied before
-/// the first is deleted.
-fn block(table: Table, changes: &[&Change], found: &Owned, replaces: bool, text: &mut Vec<u8>) {
+/// the first is deleted. They are emptied before anything else is said: until
+/// 1.8.2 iptables-nft-restore forgot what it had yet to send at each `-F` to
+/// the same table, and crashed.
+fn block(table: Table, changes: &[&Change], found: &Owned, words: Words, text: &mut Vec<u8>) {
     text.extend(format!("*{}\n", table.as_str()).into_bytes());
-    for edits in changes.chunk_by(|one, next| one.chain == next.chain) {
-        let chain = &edits[0].chain;
-        let refill = found
-            .chains
-            .get(chain)
-            .is_some_and(|found| nothing_stays(found, edits));
-        if refill {
+    let chains = changes.chunk_by(|one, next| one.chain == next.chain);
+    let chains = chains.map(|edits| {
+        let chain = edits[0].chain.as_str();
+        let found = found.chains.get(chain);
+        let refill = found.is_some_and(|found| nothing_stays(found, edits));
+        (chain, edits, refill)
+    });
+    let goes = |change: &Change| change.action == Action::DeleteChain;
+    for (chain, edits, refill) in chains.clone() {
+        if refill || edits.iter().any(|change| goes(change)) {
             text.extend(format!("-F {chain}\n").into_bytes());
         }
+    }
+    for (chain, edits, refill) in chains {
         for change in edits {
             match refill {
                 true => fill(chain, &change.action, text),
-                false => step(chain, &change.action, replaces, text),
+                false => step(chain, &change.action, words, text),
             }
         }
     }
-    for change in changes
-        .iter()
-        .filter(|change| change.action == Action::DeleteChain)
-    {
+    for change in changes.iter().filter(|change| goes(change)) {
         text.extend(format!("-X {}\n", change.chain).into_bytes());
     }
     text.extend(b"COMMIT\n");
@@ -132,13 +154,12 @@ fn fill(chain: &str, action: &Action, text: &mut Vec<u8>) {
     }
 }
 
-fn step(chain: &str, action: &Action, replaces: bool, text: &mut Vec<u8>) {
+fn step(chain: &str, action: &Action, words: Words, text: &mut Vec<u8>) {
     match action {
-        Action::Replace { at, rule, .. } if !replaces => {
-            text.extend(format!("-D {chain} {at}\n").into_bytes());
-            line(&format!("-I {chain} {at}"), Some(rule.counters), rule, text);
+        Action::CreateChain if words == Words::File => {
+            text.extend(format!(":{chain} - [0:0]\n").into_bytes());
         }
-        Action::CreateChain => text.extend(format!(":{chain} - [0:0]\n").into_bytes()),
+        Action::CreateChain => text.extend(format!("-N {chain}\n").into_bytes()),
         Action::Append(rule) => line(&format!("-A {chain}"), Some(rule.counters), rule, text),
         Action::Insert(1, rule) => line(&format!("-I {chain}"), Some(rule.counters), rule, text),
         Action::Insert(at, rule) => {
@@ -149,7 +170,8 @@ fn step(chain: &str, action: &Action, replaces: bool, text: &mut Vec<u8>) {
         }
         Action::DeleteAt(at, _) => text.extend(format!("-D {chain} {at}\n").into_bytes()),
         Action::DeleteFirst(rule) => line(&format!("-D {chain}"), None, rule, text),
-        Action::DeleteChain => text.extend(format!("-F {chain}\n").into_bytes()),
+        // Emptied before all, deleted after all.
+        Action::DeleteChain => {}
     }
 }
 
@@ -174,7 +196,7 @@ mod tests {
     use crate::change::applied;
     use crate::diff;
     use crate::plan::Plan;
-    use crate::request::Request;
+    use crate::request::{Name, Request};
 
     /// What a transaction does to chains, in order, from one request to another.
     fn order(from: &Value, to: &Value) -> Vec<String> {
@@ -187,7 +209,9 @@ mod tests {
         let changes = diff::to_plan(&plan(to), Family::Ipv4, &found);
         let text = transaction(&changes, Family::Ipv4, &found).unwrap();
         let text = String::from_utf8(text).unwrap();
-        let is_step = |line: &&str| line.starts_with(['*', ':']) || line.starts_with("-X");
+        let is_step = |line: &&str| {
+            line.starts_with(['*', ':']) || line.starts_with("-N") || line.starts_with("-X")
+        };
         text.lines().filter(is_step).map(str::to_owned).collect()
     }
 
@@ -205,11 +229,11 @@ mod tests {
             order(&absent, &forward),
             [
                 "*nat",
-                ":W/filter - [0:0]",
+                "-N W/filter",
                 "*filter",
-                ":W/forward - [0:0]",
+                "-N W/forward",
                 "*nat",
-                ":W - [0:0]"
+                "-N W"
             ]
         );
         assert_eq!(
@@ -228,11 +252,11 @@ mod tests {
             order(&plain, &empty),
             [
                 "*nat",
-                ":W/filter - [0:0]",
+                "-N W/filter",
                 "*filter",
-                ":W/refuse - [0:0]",
+                "-N W/refuse",
                 "*nat",
-                ":W/drain - [0:0]"
+                "-N W/drain"
             ]
         );
         assert_eq!(
@@ -248,41 +272,108 @@ mod tests {
         );
     }
 
+    /// A chain of ours and one of others, as an old iptables-nft is told of
+    /// them, and any other.
     #[test]
-    fn old_versions_are_told_in_other_words() {
+    fn an_old_nft_is_told_in_other_words() {
+        let dump = "*nat\n:W - [0:0]\n[1:2] -A PREROUTING -p udp -j W\n-A PREROUTING -j ACCEPT\n-A PREROUTING -p sctp -j W\n\
+                    [3:4] -A W -j ACCEPT\n-A W -j RETURN\nCOMMIT\n";
+        let read = |header: &str| {
+            let name = Name::new("W").unwrap();
+            Ruleset::read(format!("{header}\n{dump}").as_bytes(), &name).unwrap()
+        };
         let rule = |text: &str| SavedRule::new(Table::Nat, text.as_bytes(), Counters::default());
-        let change = Change {
+        let change = |chain: &str, action| Change {
             family: Family::Ipv4,
             table: Table::Nat,
-            chain: "W".to_owned(),
-            action: Action::Replace {
-                at: 2,
-                before: rule(" -j ACCEPT").into(),
-                rule: rule(" -j RETURN"),
-            },
+            chain: chain.to_owned(),
+            action,
         };
-        let text = |version: Option<&str>| {
-            let found = Ruleset {
-                version: version.map(str::to_owned),
-                ..Ruleset::default()
-            };
-            let text = transaction(std::slice::from_ref(&change), Family::Ipv4, &found);
-            String::from_utf8(text.unwrap()).unwrap()
+        let replace = Action::Replace {
+            at: 2,
+            before: rule(" -j RETURN").into(),
+            rule: rule(" -j DROP"),
         };
-        let replaced = "*nat\n-R W 2 -j RETURN\nCOMMIT\n";
-        for version in [
-            None,
-            Some("1.8.3"),
-            Some("1.8.9"),
-            Some("1.8.11"),
-            Some("2.0"),
-            Some("x"),
+        let delete = Action::DeleteFirst(rule(" -p udp -j W"));
+        let insert = |at, text| change("PREROUTING", Action::Insert(at, rule(text)));
+        let changes = |gone: &Change| {
+            [
+                change("W", replace.clone()),
+                gone.clone(),
+                insert(1, " -p 1 -j W"),
+                insert(2, " -p 2 -j W"),
+                insert(4, " -p 3 -j W"),
+                insert(5, " -p 4 -j W"),
+                change("PREROUTING", Action::Append(rule(" -p 5 -j W"))),
+            ]
+        };
+        let said = |header: &str, changes: &[Change]| {
+            let texts = transactions(changes, Family::Ipv4, &read(header)).concat();
+            let text = String::from_utf8(texts).unwrap();
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let usual = changes(&change("PREROUTING", delete.clone()));
+        let new = [
+            "*nat",
+            "-R W 2 -j DROP",
+            "-D PREROUTING -p udp -j W",
+            "-I PREROUTING -p 1 -j W",
+            "-I PREROUTING 2 -p 2 -j W",
+            "-I PREROUTING 4 -p 3 -j W",
+            "-I PREROUTING 5 -p 4 -j W",
+            "-A PREROUTING -p 5 -j W",
+            "COMMIT",
+        ];
+        for header in [
+            "",
+            "# Generated by xtables-save v1.8.3 on Mon",
+            "# Generated by iptables-nft-save v1.8.9 (nf_tables) on Mon",
+            "# Generated by iptables-save v1.6.0 on Mon",
+            "# Generated by iptables-save v1.8.2 on Mon",
+            "# Generated by iptables-save v2.0 on Mon",
         ] {
-            assert_eq!(text(version), replaced, "{version:?}");
+            assert_eq!(said(header, &usual), new, "{header}");
         }
-        for version in ["1.8.2", "1.8.0", "1.6.1", "1.4.21"] {
-            let old = "*nat\n-D W 2\n-I W 2 -j RETURN\nCOMMIT\n";
-            assert_eq!(text(Some(version)), old, "{version}");
-        }
+        let old = "# Generated by xtables-save v1.8.2 on Mon";
+        // Places are those of before: udp, ACCEPT, sctp.
+        assert_eq!(
+            said(old, &usual),
+            [
+                "*nat",
+                "-F W",
+                "-A W -c 3 4 -j ACCEPT",
+                "-A W -j DROP",
+                "-A PREROUTING -p 5 -j W",
+                "-I PREROUTING 3 -p 3 -j W",
+                "-I PREROUTING 3 -p 4 -j W",
+                "-I PREROUTING 2 -p 1 -j W",
+                "-I PREROUTING 2 -p 2 -j W",
+                "COMMIT",
+                "*nat",
+                "-D PREROUTING -p udp -j W",
+                "COMMIT",
+            ]
+        );
+        // What comes again must not be taken for what goes.
+        let mut moved = changes(&change("PREROUTING", delete));
+        moved[6] = change("PREROUTING", Action::Append(rule(" -p udp -j W")));
+        assert_eq!(
+            said(old, &moved),
+            [
+                "*nat",
+                "-D PREROUTING -p udp -j W",
+                "COMMIT",
+                "*nat",
+                "-F W",
+                "-A W -c 3 4 -j ACCEPT",
+                "-A W -j DROP",
+                "-A PREROUTING -p udp -j W",
+                "-I PREROUTING 2 -p 3 -j W",
+                "-I PREROUTING 2 -p 4 -j W",
+                "-I PREROUTING -p 2 -j W",
+                "-I PREROUTING -p 1 -j W",
+                "COMMIT",
+            ]
+        );
     }
 }
