@@ -1,11 +1,9 @@
 //! A request on this host: what every front end that acts has in common.
 
-use std::thread;
-
 use anyhow::{Result, anyhow};
 
 use crate::converge::converge;
-use crate::glance::Glance;
+use crate::glance::{Glance, Glancing};
 use crate::host::{System, lookup};
 use crate::outcome::{Outcome, Run};
 use crate::report::Report;
@@ -27,18 +25,11 @@ pub fn on_this_host(draft: &Draft, run: Run, diff: bool) -> Report {
 /// with the request is said before what is wrong with the host.
 fn perform(draft: &Draft, run: Run) -> Result<(Request, Outcome)> {
     let opened = System::open(draft.variant, draft.wait);
-    thread::scope(|threads| {
-        let host = opened.as_ref().ok();
-        let host = host.filter(|_| draft.state == State::Present);
-        let glancing = host.map(|host| Glance::begin(host, &draft.name));
-        let glancing = glancing.and_then(|glancing| {
-            let thread = thread::Builder::new().spawn_scoped(threads, || glancing.finish());
-            thread.ok()
-        });
-        let request = draft.resolve(&lookup)?;
-        let glance = || glancing.and_then(|thread| thread.join().ok());
-        let host = opened.as_ref().map_err(|error| anyhow!("{error:#}"))?;
-        let outcome = converge(host, &request, run, glance)?;
-        Ok((request, outcome))
-    })
+    let host = opened.as_ref().ok();
+    let host_to_read = host.filter(|_| draft.state == State::Present);
+    let glancing = host_to_read.map(|host| Glance::begin(host, &draft.name));
+    let request = draft.resolve(&lookup)?;
+    let host = opened.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+    let outcome = converge(host, &request, run, || glancing.map(Glancing::finish))?;
+    Ok((request, outcome))
 }

@@ -56,16 +56,26 @@ pub fn run(
     })
 }
 
+/// A program that is ended when nobody waits for it any more.
+struct Running(Handle);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+    }
+}
+
 /// A program whose output is to be read.
 pub struct Started {
     program: PathBuf,
-    handle: Handle,
+    running: Running,
     output: Output,
     limit: Duration,
     deadline: Instant,
 }
 
-/// Starts a program without input; from now on its time runs.
+/// Starts a program without input; from now on its time runs. It is ended when
+/// its output is not wanted after all.
 ///
 /// # Errors
 /// When it cannot be started.
@@ -83,7 +93,7 @@ pub fn start(program: &Path, arguments: &[&OsStr], limit: Duration) -> Result<St
         .with_context(starting)?;
     Ok(Started {
         program: program.to_owned(),
-        handle,
+        running: Running(handle),
         output: BufReader::with_capacity(BUFFER, Unhurried::new(reader, deadline)),
         limit,
         deadline,
@@ -100,7 +110,7 @@ impl Started {
         let consumed = consume(&mut self.output);
         // A consumer that gave up early must not leave the program writing to nobody.
         io::copy(&mut self.output, &mut io::sink()).ok();
-        let finished = self.handle.wait_deadline(self.deadline);
+        let finished = self.running.0.wait_deadline(self.deadline);
         match finished.with_context(|| format!("waiting for `{}`", self.program.display()))? {
             Some(finished) if finished.status.success() => consumed,
             Some(finished) => Err(failure(
@@ -108,10 +118,7 @@ impl Started {
                 &last_lines(&finished.stderr),
                 finished.status.code(),
             )),
-            None => {
-                self.handle.kill().ok();
-                Err(too_long(&self.program, self.limit))
-            }
+            None => Err(too_long(&self.program, self.limit)),
         }
     }
 }
