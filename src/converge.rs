@@ -77,21 +77,28 @@ pub fn converge(
     told.extend(ending.warning.clone());
     told.extend(still_at_boot(host, request));
     steps.effects.extend(ending.effects());
+    let is_done = run == Run::Check || steps.is_empty();
     let mut outcome = Outcome {
         variant: host.variant(),
-        after: foretold(request, &before, &steps),
+        after: match is_done {
+            true => foretold(request, &before, &steps),
+            false => before.clone(),
+        },
         before,
         steps,
         warnings: told,
         failure: None,
     };
-    if run == Run::Check || outcome.steps.is_empty() {
+    if is_done {
         return Ok(outcome);
     }
-    if let Err(error) = unpanicked(|| errand.carry_out(&outcome)) {
-        let undone = errand.undo(&mut outcome);
-        outcome.failure = Some(format!("{error:#}; {undone}"));
-        return Ok(outcome);
+    match unpanicked(|| errand.carry_out(&outcome.steps, &outcome.before)) {
+        Ok(after) => outcome.after = after,
+        Err(error) => {
+            let undone = errand.undo(&mut outcome);
+            outcome.failure = Some(format!("{error:#}; {undone}"));
+            return Ok(outcome);
+        }
     }
     match unpanicked(|| ending.carry_out(host)) {
         Ok(ended) => {
@@ -350,39 +357,45 @@ impl<H: Host> Errand<'_, H> {
     }
 
     /// Does what there is to do, but for connections: these are ended at the very
-    /// last, since that cannot be undone.
+    /// last, since that cannot be undone. Returns what there is then.
     ///
     /// Others may write at the same time, and make a write fail or undo it. Then
     /// what there is by now is compared anew, a few times.
-    fn carry_out(&self, outcome: &Outcome) -> Result<()> {
+    fn carry_out(&self, steps: &Steps, before: &State) -> Result<State> {
         const ATTEMPTS: usize = 3;
-        let (mut steps, mut before) = (outcome.steps.clone(), outcome.before.clone());
-        for attempt in 1..=ATTEMPTS {
-            let Err(error) = self.write_and_look(&steps, &before) else {
-                break;
+        let mut anew: Option<(Steps, State)> = None;
+        let mut attempt = 1;
+        loop {
+            let (steps, before) = match &anew {
+                Some((steps, before)) => (steps, before),
+                None => (steps, before),
+            };
+            let error = match self.write_and_look(steps, before) {
+                Ok(after) => return Ok(after),
+                Err(error) => error,
             };
             let now = self.look(Counters::Taken)?;
-            let after = foretold(self.request, &before, &steps);
-            if attempt == ATTEMPTS || !somebody_else_wrote(&before, &after, &now) {
+            let after = foretold(self.request, before, steps);
+            if attempt == ATTEMPTS || !somebody_else_wrote(before, &after, &now) {
                 return Err(error);
             }
-            steps = self.missing(&now);
-            before = now;
+            anew = Some((self.missing(&now), now));
+            attempt += 1;
         }
-        Ok(())
     }
 
     /// Writes, reads again, and compares: what is found decides.
-    fn write_and_look(&self, steps: &Steps, before: &State) -> Result<()> {
+    fn write_and_look(&self, steps: &Steps, before: &State) -> Result<State> {
         self.write(steps, before)?;
-        let missing = self.missing(&self.look(Counters::Left)?);
+        let after = self.look(Counters::Left)?;
+        let missing = self.missing(&after);
         if !missing.is_empty() {
             bail!(
                 "the rules were written, but reading them again shows something else: {} would still be needed",
                 listed(&missing)
             );
         }
-        Ok(())
+        Ok(after)
     }
 
     /// One transaction for each family that has changes, and then the rest.
@@ -408,7 +421,8 @@ impl<H: Host> Errand<'_, H> {
     /// corrects the outcome to it.
     fn undo(&self, outcome: &mut Outcome) -> String {
         let attempt = || -> Result<()> {
-            let found = with_origins(self.look(Counters::Left)?, &outcome.after);
+            let foretold = foretold(self.request, &outcome.before, &outcome.steps);
+            let found = with_origins(self.look(Counters::Left)?, &foretold);
             self.write(&back(&outcome.before, &found), &found)
         };
         let undone = unpanicked(attempt);
