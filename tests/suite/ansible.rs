@@ -30,14 +30,14 @@ fn library(namespace: &Namespace) -> String {
     library.to_str().unwrap().to_owned()
 }
 
-struct Played {
-    text: String,
-    success: bool,
+pub struct Played {
+    pub text: String,
+    pub success: bool,
 }
 
 impl Played {
     /// The number of that name in the recap.
-    fn recap(&self, name: &str) -> u32 {
+    pub fn recap(&self, name: &str) -> u32 {
         let after = self
             .text
             .rsplit("PLAY RECAP")
@@ -54,7 +54,7 @@ impl Played {
     }
 }
 
-fn play(namespace: &Namespace, release: &str, playbook: &Path, options: &[&str]) -> Played {
+pub fn play(namespace: &Namespace, release: &str, playbook: &Path, options: &[&str]) -> Played {
     let program = format!("{release}/ansible-playbook");
     assert!(
         Path::new(&program).exists(),
@@ -99,7 +99,7 @@ fn play_example(namespace: &Namespace, release: &str, name: &str, options: &[&st
     played
 }
 
-fn playbook(namespace: &Namespace, tasks: &Value) -> std::path::PathBuf {
+pub fn playbook(namespace: &Namespace, tasks: &Value) -> std::path::PathBuf {
     let path = namespace.scratch().join("playbook.yml");
     let play = json!([{"hosts": "gateways", "gather_facts": false, "tasks": tasks}]);
     fs::write(&path, play.to_string()).unwrap();

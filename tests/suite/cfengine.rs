@@ -29,7 +29,7 @@ fn work_directory(namespace: &Namespace) -> PathBuf {
     work
 }
 
-fn policy(namespace: &Namespace, name: &str, text: &str) -> PathBuf {
+pub fn policy(namespace: &Namespace, name: &str, text: &str) -> PathBuf {
     let path = work_directory(namespace).join("inputs").join(name);
     fs::write(&path, text).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
@@ -52,7 +52,7 @@ fn example(namespace: &Namespace, name: &str) -> PathBuf {
 
 /// Runs the agent without its locks; what it says, each line without its
 /// prefix of blanks. It must never find a bug in the module.
-fn agent(namespace: &Namespace, policy: &Path, options: &[&str]) -> Vec<String> {
+pub fn agent(namespace: &Namespace, policy: &Path, options: &[&str]) -> Vec<String> {
     let work = work_directory(namespace);
     let arguments = [
         "cf-agent",
@@ -76,7 +76,7 @@ fn agent(namespace: &Namespace, policy: &Path, options: &[&str]) -> Vec<String> 
 }
 
 /// A policy of these promises, which reports the outcome of each.
-fn promises(promises: &str) -> String {
+pub fn promises(promises: &str) -> String {
     format!(
         r#"promise agent iptables_balance {{ path => "$(sys.workdir)/modules/promises/iptables_balance"; }}
 body common control {{ bundlesequence => {{ "main" }}; }}

@@ -9,7 +9,7 @@ use crate::lab::{Lab, Namespace, VARIANTS};
 
 /// A lab whose servers answer with their address and that of who asks, on the
 /// port that is balanced and on one that is not.
-fn lab(kind: &str) -> Lab {
+pub fn lab(kind: &str) -> Lab {
     let mut lab = Lab::new();
     let addresses = (1..=8).map(|n| (format!("10.9.0.{n}"), format!("[fd09::{n}]")));
     let endpoints = addresses.flat_map(|(v4, v6)| {
@@ -54,7 +54,7 @@ fn actions(result: &Value) -> Vec<String> {
 }
 
 /// The answers to a few connections with a short patience.
-fn ask(client: &Namespace, kind: &str, target: &str, more: &[&str]) -> Vec<String> {
+pub fn ask(client: &Namespace, kind: &str, target: &str, more: &[&str]) -> Vec<String> {
     let lab = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/lab.py");
     let arguments = ["python3", lab, "ask", kind, target, "2", "--timeout", "0.5"];
     let answers = client.run(&[&arguments, more].concat());

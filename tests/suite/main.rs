@@ -23,6 +23,7 @@ mod dice;
 mod effects;
 mod fake;
 mod faults;
+mod fronts;
 mod fuzz;
 mod fuzzed;
 mod gateway;
