@@ -344,8 +344,7 @@ impl<'a> Reader<'a> {
 
     /// `[packets:bytes] -A CHAIN ...`, the counters being optional.
     fn rule(&mut self, table: Table, line: &[u8]) -> Result<(), NotSaved> {
-        let (counters, rest) = split_counters(line).ok_or(NotSaved)?;
-        let (chain, text) = split_at_blank(rest.strip_prefix(b"-A ").ok_or(NotSaved)?);
+        let (counters, chain, text) = added(line).ok_or(NotSaved)?;
         if self.current.chain != chain {
             self.turn_to(table, chain);
         }
@@ -436,6 +435,14 @@ fn refuses(text: &[u8]) -> bool {
 }
 
 /// The part before the first blank, and the rest from the blank on.
+/// A line that adds a rule, taken apart: the counters, the chain, and what
+/// stands after `-A CHAIN`.
+pub(crate) fn added(line: &[u8]) -> Option<(Counters, &[u8], &[u8])> {
+    let (counters, rest) = split_counters(line)?;
+    let (chain, text) = split_at_blank(rest.strip_prefix(b"-A ")?);
+    Some((counters, chain, text))
+}
+
 fn split_at_blank(line: &[u8]) -> (&[u8], &[u8]) {
     let end = memchr::memchr2(b' ', b'\t', line).unwrap_or(line.len());
     line.split_at(end)

@@ -8,11 +8,9 @@
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 
-use memchr::memmem;
-
 use crate::change::{Action, Change};
 use crate::net::Table;
-use crate::ruleset::SavedRule;
+use crate::ruleset::{SavedRule, added};
 
 /// Why a file cannot be edited, if so: `iptables-restore` takes the last of two
 /// sections of one table, where a reader would take both.
@@ -46,7 +44,8 @@ pub fn edited(text: &[u8], changes: &[Change]) -> Vec<u8> {
         section.change(&change.chain, &change.action, counted);
     }
     let sections = page.0.into_iter();
-    sections.flat_map(Section::into_lines).flatten().collect()
+    let lines: Vec<Line> = sections.flat_map(Section::into_lines).collect();
+    lines.concat()
 }
 
 /// A line, with its end.
@@ -198,7 +197,7 @@ impl<'a> Section<'a> {
     /// A new rule stands right before the next old one of its chain, or else
     /// after the last; at the end of the table, if there is none. A chain has to
     /// be declared before a rule leads to it.
-    fn into_lines(self) -> Vec<Vec<u8>> {
+    fn into_lines(self) -> Vec<Line<'a>> {
         let end = self.lines.len();
         let is_head = |line: &Line| line.starts_with(b":") || line.starts_with(b"#");
         let first = self.lines.iter().skip(1).position(|line| !is_head(line));
@@ -218,23 +217,18 @@ impl<'a> Section<'a> {
             }
             before[after].append(&mut new);
         }
-        let lines = self.lines.into_iter().map(Cow::into_owned).map(Some);
-        let lines = lines.chain([None]).zip(before);
+        let lines = self.lines.into_iter().map(Some).chain([None]);
+        let lines = lines.zip(before);
         lines
-            .flat_map(|(line, before)| before.into_iter().chain(line))
+            .flat_map(|(line, before)| before.into_iter().map(Cow::Owned).chain(line))
             .collect()
     }
 }
 
 /// The chain that a line adds a rule to, and what stands after `-A CHAIN`.
 fn rule(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
-    let line = match line.strip_prefix(b"[") {
-        Some(counted) => &counted[memmem::find(counted, b"] ")? + 2..],
-        None => line,
-    };
-    let rule = line.strip_prefix(b"-A ")?;
-    Some(rule.split_at(memchr::memchr2(b' ', b'\t', rule).unwrap_or(rule.len())))
+    let (_, chain, text) = added(line.strip_suffix(b"\n").unwrap_or(line))?;
+    Some((chain, text))
 }
 
 fn declaration(chain: &str) -> Vec<u8> {
