@@ -6,7 +6,8 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::besides::{Effect, File, setting};
 use crate::change::{Change, Kind};
@@ -45,7 +46,8 @@ pub struct Report {
     /// What was changed, or would be, in order.
     pub changes: Vec<ReportedChange>,
     /// What each backend gets by the rules as they stand then.
-    pub distribution: Vec<ReportedShare>,
+    #[schemars(with = "Vec<ReportedShare>")]
+    pub distribution: Distribution,
     /// What the balancer owned before and owns then, when it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diff: Option<Diff>,
@@ -91,6 +93,83 @@ pub struct ReportedShare {
     pub share: f64,
 }
 
+/// What each backend gets, perhaps in words already.
+#[derive(Clone, Debug, Default)]
+pub struct Distribution {
+    shares: Vec<ReportedShare>,
+    worded: Option<Box<RawValue>>,
+}
+
+impl Distribution {
+    /// What each backend gets if all is as planned.
+    #[must_use]
+    pub fn planned(request: &Request) -> Self {
+        Self::of(request, |pool| pool.arrangement.shares(pool.backends.len()))
+    }
+
+    /// The same, in the words of JSON already: with thousands of backends these
+    /// take a while, in which others can work.
+    #[must_use]
+    pub fn worded(self) -> Self {
+        Self {
+            worded: to_raw_value(&self.shares).ok(),
+            ..self
+        }
+    }
+
+    /// What each backend gets, in the order asked for.
+    #[must_use]
+    pub fn shares(&self) -> &[ReportedShare] {
+        &self.shares
+    }
+
+    /// What is read off the rules that are there.
+    fn found(request: &Request, outcome: &Outcome) -> Self {
+        Self::of(request, |pool| {
+            let ruleset = outcome.after.rules.get(&pool.family);
+            let owned = ruleset.map(|ruleset| ruleset.owned(Table::Nat));
+            let found = owned.map(|owned| distribution::shares(owned, request.name.as_str()));
+            let found = found.unwrap_or_default();
+            let of_backend =
+                |backend: &Backend| found.get(&(backend.address, backend.port)).copied();
+            let backends = pool.backends.iter();
+            backends
+                .map(|backend| of_backend(backend).unwrap_or(Share::NONE))
+                .collect()
+        })
+    }
+
+    fn of(request: &Request, shares: impl Fn(&Pool) -> Vec<Share>) -> Self {
+        let pools = request
+            .balancer()
+            .map_or(&[][..], |balancer| &balancer.pools);
+        let of_pool = |pool: &Pool| {
+            let of_backend = pool.backends.iter().zip(shares(pool));
+            let reported = of_backend.map(|(backend, share)| ReportedShare {
+                family: pool.family,
+                address: backend.address,
+                port: backend.port,
+                weight: backend.weight,
+                share: share.as_f64(),
+            });
+            reported.collect::<Vec<_>>()
+        };
+        Self {
+            shares: pools.iter().flat_map(of_pool).collect(),
+            worded: None,
+        }
+    }
+}
+
+impl Serialize for Distribution {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.worded {
+            Some(words) => words.serialize(serializer),
+            None => self.shares.serialize(serializer),
+        }
+    }
+}
+
 /// Before and after, in the shape of Ansible's `--diff`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[allow(missing_docs)]
@@ -122,9 +201,16 @@ impl Report {
         }
     }
 
-    /// What came of the request, with before and after if they are wanted.
+    /// What came of the request, which was to give each backend its `planned`
+    /// share, with before and after if they are wanted.
     #[must_use]
-    pub fn new(request: &Request, outcome: &Outcome, run: Run, diff: bool) -> Self {
+    pub fn new(
+        request: &Request,
+        outcome: &Outcome,
+        planned: Distribution,
+        run: Run,
+        diff: bool,
+    ) -> Self {
         let steps = &outcome.steps;
         let changes = steps.changes.iter().map(ReportedChange::from);
         let effects = steps.effects.iter().map(ReportedChange::from);
@@ -141,9 +227,9 @@ impl Report {
             variant: Some(outcome.variant),
             iptables_version: outcome.version().map(str::to_owned),
             changes,
-            distribution: match &request.wanted {
-                Wanted::Present(balancer) => distribution(request, balancer, outcome),
-                Wanted::Absent => Vec::new(),
+            distribution: match outcome.failure {
+                None => planned,
+                Some(_) => Distribution::found(request, outcome),
             },
             diff: diff.then(|| Diff {
                 before: owned_text(&outcome.before, steps, Moment::Before),
@@ -239,39 +325,6 @@ fn pool(balancer: &Balancer) -> String {
         1 => "1 backend".to_owned(),
         more => format!("{more} backends"),
     }
-}
-
-fn distribution(request: &Request, balancer: &Balancer, outcome: &Outcome) -> Vec<ReportedShare> {
-    let mut reported = Vec::new();
-    for pool in &balancer.pools {
-        let shares = shares(&request.name, pool, outcome);
-        let of_backend = pool.backends.iter().zip(shares);
-        reported.extend(of_backend.map(|(backend, share)| ReportedShare {
-            family: pool.family,
-            address: backend.address,
-            port: backend.port,
-            weight: backend.weight,
-            share: share.as_f64(),
-        }));
-    }
-    reported
-}
-
-/// The share of each backend. What is there as planned has the shares that were
-/// arranged; otherwise they are read off the rules that are there.
-fn shares(name: &Name, pool: &Pool, outcome: &Outcome) -> Vec<Share> {
-    if outcome.failure.is_none() {
-        return pool.arrangement.shares(pool.backends.len());
-    }
-    let ruleset = outcome.after.rules.get(&pool.family);
-    let owned = ruleset.map(|ruleset| ruleset.owned(Table::Nat));
-    let found = owned.map(|owned| distribution::shares(owned, name.as_str()));
-    let found = found.unwrap_or_default();
-    let of_backend = |backend: &Backend| found.get(&(backend.address, backend.port)).copied();
-    let backends = pool.backends.iter();
-    backends
-        .map(|backend| of_backend(backend).unwrap_or(Share::NONE))
-        .collect()
 }
 
 /// Connections are there before they are ended, and not after.

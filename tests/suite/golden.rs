@@ -14,7 +14,7 @@ use iptables_balance::host::{Host, Lock, Look, Reading, Variant};
 use iptables_balance::net::Family;
 use iptables_balance::outcome::Run;
 use iptables_balance::plan::Plan;
-use iptables_balance::report::Report;
+use iptables_balance::report::{Distribution, Report};
 use iptables_balance::request::Request;
 use iptables_balance::restore::transaction;
 use iptables_balance::ruleset::Ruleset;
@@ -107,10 +107,15 @@ fn recorded_cases() {
         );
 
         let outcome = converge(&Recorded(dump), &request, Run::Check, || None).unwrap();
-        let reply =
-            serde_json::to_string_pretty(&Report::new(&request, &outcome, Run::Check, true))
-                .unwrap()
-                + "\n";
+        let reply = serde_json::to_string_pretty(&Report::new(
+            &request,
+            &outcome,
+            Distribution::planned(&request),
+            Run::Check,
+            true,
+        ))
+        .unwrap()
+            + "\n";
         assert_fresh(&format!("tests/golden/{name}/reply.json"), &reply);
         seen += 1;
     }
