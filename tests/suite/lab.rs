@@ -162,23 +162,31 @@ impl Namespace {
         lines.map(|line| line.to_owned() + "\n").collect()
     }
 
-    /// Adds to the rules, in the words that every release of iptables takes:
-    /// 1.8.4 trips over what comes after a line `:CHAIN`, and 1.6.0 over `-w`.
+    /// Adds to the rules, in words that this release of iptables takes: 1.8.4
+    /// trips over what comes after a line `:CHAIN`, and 1.6.0 over `-w`.
     pub fn restore(&self, program: &str, text: &str) {
-        let word = |line: &str| match line.strip_prefix(':').map(|line| line.split(' ')) {
-            Some(mut words) => match (words.next(), words.next()) {
-                (Some(chain), Some("-")) => format!("-N {chain}\n"),
-                (Some(chain), Some(policy)) => format!("-P {chain} {policy}\n"),
-                _ => panic!("{line}"),
-            },
-            None => format!("{line}\n"),
+        let told = |option: &str| {
+            let word = |line: &str| match line.strip_prefix(':').map(|line| line.split(' ')) {
+                Some(mut words) => match (words.next(), words.next()) {
+                    (Some(chain), Some("-")) => format!("{option} {chain}\n"),
+                    (Some(chain), Some(policy)) => format!("-P {chain} {policy}\n"),
+                    _ => panic!("{line}"),
+                },
+                None => format!("{line}\n"),
+            };
+            text.lines().map(word).collect::<String>()
         };
-        let text: String = text.lines().map(word).collect();
-        let mut output = self.feed(&[program, "--noflush", "-w", "10"], &text);
-        if !output.status.success() && shown(&output).contains("Can't open 10") {
-            output = self.feed(&[program, "--noflush"], &text);
-        }
-        succeeded(&[program, &text], &output);
+        let command = [program, "--noflush", "-w", "10"];
+        let ways = [text, &told("-N"), &told("-F")];
+        let tries = ways.map(|text| [4, 2].map(|words| (&command[..words], text)));
+        let tries = tries.as_flattened().iter();
+        let mut outputs = tries.map(|(command, text)| self.feed(command, text));
+        let first = outputs.next().expect("the first way");
+        assert!(
+            first.status.success() || outputs.any(|output| output.status.success()),
+            "{program} {text}: {}",
+            shown(&first)
+        );
     }
 
     /// Servers at these endpoints, until the namespace is dropped.

@@ -98,13 +98,23 @@ fn fault(dice: &mut Dice, program: &str) -> (String, String) {
     )
 }
 
-/// Legacy zeroes the policies' counters, so they are not compared.
+/// Legacy zeroes the policies' counters, so they are not compared; and before
+/// 1.8.5 chains came in the order in which they were made.
 fn quiet(dump: &str) -> String {
     let line = |line: &str| match line.starts_with(':') {
-        true => line.split(" [").next().unwrap_or_default().to_owned() + "\n",
-        false => line.to_owned() + "\n",
+        true => line.split(" [").next().unwrap_or_default().to_owned(),
+        false => line.to_owned(),
     };
-    dump.lines().map(line).collect()
+    let mut lines: Vec<String> = dump.lines().map(line).collect();
+    for table in lines.split_mut(|line| line.starts_with('*')) {
+        table.sort_by_cached_key(|line| {
+            let chain = line.split(" -A ").nth(1).unwrap_or_default();
+            chain.split(' ').next().unwrap_or_default().to_owned()
+        });
+        let declared = table.partition_point(|line| !line.contains(" -A "));
+        table[..declared].sort_unstable();
+    }
+    lines.join("\n")
 }
 
 fn run(variant: &str, seed: u64, steps: usize) {
