@@ -28,11 +28,12 @@ pub fn transactions(changes: Vec<&Change>, family: Family, found: &Ruleset) -> V
     let is_delete = |change: &&Change| matches!(change.action, Action::DeleteFirst(_));
     let (deletes, others): (Vec<_>, Vec<_>) = changes.into_iter().partition(is_delete);
     let is_first = |delete: &&Change| {
+        let rule = delete.action.rule();
         others.iter().any(|other| {
-            let chain_goes = other.action == Action::DeleteChain;
-            let reads_like_it =
-                other.chain == delete.chain && other.action.rule() == delete.action.rule();
-            other.table == delete.table && (chain_goes || reads_like_it)
+            let is_its_target = other.action == Action::DeleteChain
+                && rule.is_some_and(|rule| leads_to(rule, &other.chain));
+            let reads_like_it = other.chain == delete.chain && other.action.rule() == rule;
+            other.table == delete.table && (is_its_target || reads_like_it)
         })
     };
     let (first, last): (Vec<_>, Vec<_>) = deletes.into_iter().partition(is_first);
@@ -57,6 +58,11 @@ pub fn transactions(changes: Vec<&Change>, family: Family, found: &Ruleset) -> V
     let last = last.into_iter().map(alone);
     let all = first.chain([main]).chain(last);
     all.filter(|changes| !changes.is_empty()).collect()
+}
+
+fn leads_to(rule: &SavedRule, chain: &str) -> bool {
+    let target = rule.text.strip_suffix(chain.as_bytes());
+    target.is_some_and(|rest| rest.ends_with(b" -j ") || rest.ends_with(b" -g "))
 }
 
 /// Whether a step goes by the place of a rule.
