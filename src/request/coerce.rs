@@ -135,12 +135,21 @@ fn shown(value: &Value) -> String {
             .to_string()
             .replace("\\\"", "\"")
             .replace("\\'", "'"),
-        other => other.to_string(),
+        // JSON leaves DEL and the controls from U+0080 on as they are.
+        other => printable(&other.to_string()),
     };
     match text.char_indices().nth(MOST) {
         Some((end, _)) => format!("`{}...`", &text[..end]),
         None => format!("`{text}`"),
     }
+}
+
+fn printable(text: &str) -> String {
+    let printable = |letter: char| match letter.is_control() {
+        true => letter.escape_debug().collect(),
+        false => String::from(letter),
+    };
+    text.chars().map(printable).collect()
 }
 
 /// A scalar as text, without blanks around it.
@@ -352,6 +361,21 @@ mod tests {
 
     fn message<T: fmt::Debug>(result: Result<T, BadRequest>) -> String {
         result.unwrap_err().to_string()
+    }
+
+    /// What is shown of a value cannot steer a terminal.
+    #[test]
+    fn control_characters_are_shown_as_text() {
+        let odd = "a\u{7f}\u{9b}31m\n";
+        let shown = "a\\u{7f}\\u{9b}31m\\n";
+        assert_eq!(
+            message(integer(&at(json!(odd)), 0..=9)),
+            format!("it: `{shown}` is not a whole number")
+        );
+        assert_eq!(
+            message(text(&at(json!([odd])))),
+            format!("it: `[\"{shown}\"]` is not a string")
+        );
     }
 
     #[test]
