@@ -232,3 +232,36 @@ fn without_the_right_it_says_so_and_changes_nothing() {
         "{result}"
     );
 }
+
+/// After a failure the shares are those that the rules give which are there.
+#[test]
+fn after_a_failure_shares_are_of_what_is_left() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("u");
+        namespace.apply(&hubs(variant, "10.9.0.1,10.9.0.2"));
+        let other = hubs(variant, "10.9.0.2,10.9.0.3,10.9.0.4,10.9.0.5,fd09::1");
+        let shares = |result: &Value| {
+            let shares = result["distribution"].as_array().unwrap().iter();
+            shares
+                .map(|one| one["share"].as_f64().unwrap())
+                .collect::<Vec<_>>()
+        };
+        let refuses = "#!/bin/sh\ncat >/dev/null\nexit 1\n";
+        let ipv6 = (restore_of_ipv6(variant), refuses);
+        let undone = namespace.ask_with_stand_ins(&[ipv6], &other);
+        let message = undone["msg"].to_string();
+        assert!(message.contains("the host is as before"), "{message}");
+        assert_eq!(shares(&undone), [0.5, 0.0, 0.0, 0.0, 0.0], "{undone}");
+
+        // The first is written, and from then on nothing.
+        let name = restore_of_ipv6(variant).replace("ip6tables", "iptables");
+        let once = format!(
+            "#!/bin/bash\nmkdir {}/once 2>/dev/null || exit 1\nexec /usr/sbin/{name} \"$@\"\n",
+            namespace.scratch().display()
+        );
+        let left = namespace.ask_with_stand_ins(&[ipv6, (&name, &once)], &other);
+        let message = left["msg"].to_string();
+        assert!(message.contains("undoing it failed too"), "{message}");
+        assert_eq!(shares(&left), [0.25, 0.25, 0.25, 0.25, 0.0], "{left}");
+    }
+}
