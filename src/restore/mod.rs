@@ -117,9 +117,10 @@ fn block(table: Table, changes: &[&Change], found: &Owned, words: Words, text: &
         let refill = found.is_some_and(|found| nothing_stays(found, edits));
         (chain, edits, refill)
     });
+    let chains: Vec<_> = chains.collect();
     let goes = |change: &Change| change.action == Action::DeleteChain;
-    for (chain, edits, refill) in chains.clone() {
-        if refill || edits.iter().any(|change| goes(change)) {
+    for (chain, edits, refill) in &chains {
+        if *refill || edits.iter().any(|change| goes(change)) {
             text.extend(format!("-F {chain}\n").into_bytes());
         }
     }
