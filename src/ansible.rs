@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::io::{self, Write};
+use std::mem;
 use std::path::Path;
 
 use serde_json::Value;
@@ -23,7 +24,7 @@ use crate::request::{BadRequest, Draft, flag, json};
 pub fn run(
     arguments: &Path,
     out: &mut impl Write,
-    perform: impl Fn(&Draft, Run, bool) -> Report,
+    perform: impl Fn(Draft, Run, bool) -> Report,
 ) -> io::Result<u8> {
     let report = match fs::read(arguments) {
         Ok(text) => guarded(|| reply(&text, perform)).unwrap_or_else(Report::failure),
@@ -33,12 +34,14 @@ pub fn run(
         )),
     };
     report.write_json(out)?;
-    Ok(u8::from(report.failed))
+    let code = u8::from(report.failed);
+    mem::forget(report); // the program ends
+    Ok(code)
 }
 
-fn reply(text: &[u8], perform: impl Fn(&Draft, Run, bool) -> Report) -> Report {
+fn reply(text: &[u8], perform: impl Fn(Draft, Run, bool) -> Report) -> Report {
     let answered =
-        arguments(text).map(|arguments| perform(&arguments.request, arguments.run, arguments.diff));
+        arguments(text).map(|arguments| perform(arguments.request, arguments.run, arguments.diff));
     answered.unwrap_or_else(Report::failure)
 }
 

@@ -293,25 +293,28 @@ pub fn gone(request: &Request, plan: &Plan, family: Family, before: &Ruleset) ->
         .filter_map(|lead| lead.rule.meaning.clone())
         .collect();
     let protocols: BTreeSet<_> = entries.iter().map(|rule| rule.protocol).collect();
-    let planned = plan.parts.get(&(family, Table::Nat));
-    let planned = planned
-        .into_iter()
-        .flat_map(|part| part.chains.values().flatten());
-    let planned: BTreeSet<_> = planned.filter_map(|rule| server(rule, None)).collect();
     // A rule that does not say is of the protocol that comes in.
     let only = protocols
         .first()
         .copied()
         .flatten()
         .filter(|_| protocols.len() == 1);
-    let rules = nat.chains.values().flat_map(|chain| &chain.rules);
-    let were = rules.filter_map(|rule| server(rule.meaning.as_ref()?, only));
-    let were: BTreeSet<_> = were.collect();
     let ends = |protocol: Protocol| match request.disconnect {
         Disconnect::Never => false,
         Disconnect::Udp => protocol == Protocol::Udp,
         Disconnect::Always => true,
     };
+    let rules = nat.chains.values().flat_map(|chain| &chain.rules);
+    let were = rules.filter_map(|rule| server(rule.meaning.as_ref()?, only));
+    let were: BTreeSet<_> = were.filter(|(protocol, _)| ends(*protocol)).collect();
+    if were.is_empty() {
+        return Vec::new();
+    }
+    let planned = plan.parts.get(&(family, Table::Nat));
+    let planned = planned
+        .into_iter()
+        .flat_map(|part| part.chains.values().flatten());
+    let planned: BTreeSet<_> = planned.filter_map(|rule| server(rule, None)).collect();
     let kept = |protocol: Protocol, address: IpAddr| {
         let same = planned
             .iter()
@@ -319,7 +322,6 @@ pub fn gone(request: &Request, plan: &Plan, family: Family, before: &Ruleset) ->
         same.map(|(_, (_, port))| *port).collect()
     };
     were.difference(&planned)
-        .filter(|(protocol, _)| ends(*protocol))
         .map(|(protocol, server)| Gone {
             family,
             protocol: *protocol,

@@ -33,7 +33,7 @@ pub const GREETING: &[u8] = b"cf-agent ";
 pub fn run(
     mut input: impl BufRead,
     out: &mut impl Write,
-    perform: impl Fn(&Draft, Run, bool) -> Report,
+    perform: impl Fn(Draft, Run, bool) -> Report,
 ) -> io::Result<u8> {
     if message(&mut input)?.is_none() {
         return Ok(0);
@@ -104,7 +104,7 @@ enum Level {
 }
 
 /// The reply to a message, and whether it was the last.
-fn answer(text: &[u8], perform: &impl Fn(&Draft, Run, bool) -> Report) -> (Reply, bool) {
+fn answer(text: &[u8], perform: &impl Fn(Draft, Run, bool) -> Report) -> (Reply, bool) {
     let asked = guarded(|| Promise::parse(text)).unwrap_or_else(Err);
     let promise = match asked {
         Ok(promise) => promise,
@@ -263,12 +263,12 @@ fn validate(promise: &Promise) -> Reply {
     }
 }
 
-fn evaluate(promise: &Promise, perform: &impl Fn(&Draft, Run, bool) -> Report) -> Reply {
+fn evaluate(promise: &Promise, perform: &impl Fn(Draft, Run, bool) -> Report) -> Reply {
     let operation = "evaluate_promise";
     let performed = guarded(|| {
         promise
             .request()
-            .map(|(request, run)| (perform(&request, run, false), run))
+            .map(|(request, run)| (perform(request, run, false), run))
     });
     let (report, run) = match performed {
         Ok(Ok(performed)) => performed,
@@ -309,15 +309,16 @@ fn logged(promise: &Promise, report: &Report, run: Run) -> Vec<Log> {
         logs.push(log(Level::Error, &promise.worded(&report.msg)));
         return logs;
     }
-    let shown = report.changes.iter().take(MOST_CHANGES);
+    let steps = &report.changes.what;
+    let shown = steps.reported().take(MOST_CHANGES);
     logs.extend(shown.map(|change| match run {
-        Run::Apply => log(Level::Info, &done(change)),
+        Run::Apply => log(Level::Info, &done(&change)),
         Run::Check => log(
             Level::Warning,
-            &format!("Should {}, but only warning promised", to_do(change)),
+            &format!("Should {}, but only warning promised", to_do(&change)),
         ),
     }));
-    if let Some(more @ 1..) = report.changes.len().checked_sub(MOST_CHANGES) {
+    if let Some(more @ 1..) = steps.len().checked_sub(MOST_CHANGES) {
         logs.push(match run {
             Run::Apply => log(
                 Level::Info,
@@ -395,7 +396,7 @@ fn worded_change(change: &ReportedChange, verbs: &Verbs) -> String {
     let family = change.family.map_or("", Family::as_str);
     let chain = format!(
         "chain '{}' in table '{}' of {family}",
-        change.chain.as_deref().unwrap_or_default(),
+        change.chain.unwrap_or_default(),
         change.table.map_or("", Table::as_str),
     );
     match change.action {

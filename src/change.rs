@@ -1,6 +1,8 @@
 //! A change to the host as data: what is shown, applied, counted and undone is
 //! the same value.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -14,8 +16,8 @@ pub struct Change {
     pub family: Family,
     /// Where.
     pub table: Table,
-    /// Where.
-    pub chain: String,
+    /// Where: one name for all the steps there, of which there may be thousands.
+    pub chain: Arc<str>,
     /// What.
     pub action: Action,
 }
@@ -131,12 +133,14 @@ pub fn applied(changes: &[Change], family: Family, ruleset: &Ruleset) -> Ruleset
 fn apply(change: &Change, owned: &mut Owned) {
     match &change.action {
         Action::CreateChain => {
-            owned.chains.insert(change.chain.clone(), Chain::default());
+            owned
+                .chains
+                .insert(change.chain.to_string(), Chain::default());
         }
         Action::DeleteChain => {
-            owned.chains.remove(&change.chain);
+            owned.chains.remove(&*change.chain);
         }
-        action => match owned.chains.get_mut(&change.chain) {
+        action => match owned.chains.get_mut(&*change.chain) {
             Some(chain) => edit(action, &mut chain.rules),
             None => edit_leads(action, &change.chain, &mut owned.leads),
         },

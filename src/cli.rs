@@ -75,7 +75,7 @@ pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
     out: &mut (impl Write + IsTerminal),
     errors: &mut impl Write,
-    perform: impl Fn(&Draft, Run, bool) -> Report,
+    perform: impl Fn(Draft, Run, bool) -> Report,
 ) -> io::Result<u8> {
     match command(arguments) {
         Ok(Command::Help) => out.write_all(HELP.as_bytes()).map(|()| 0),
@@ -99,7 +99,7 @@ pub fn run(
             run,
             exit_code,
         }) => {
-            let report = perform(&request, run, true);
+            let report = perform(*request, run, true);
             act(&report, exit_code, out, errors)
         }
         Err(Misused(problem)) => complain(&problem, 2, errors),

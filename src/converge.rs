@@ -24,8 +24,23 @@ use crate::ruleset::Ruleset;
 use crate::saved;
 use crate::warnings;
 
-/// Does what the request asks for. What was read of the host before, if there
-/// is such, need not be read again to see that there is nothing to do.
+/// What somebody else knows or does, while the host is busy and this program
+/// would only wait.
+pub trait Meanwhile {
+    /// What was read of the host already, if there is such: that need not be
+    /// read again to see that there is nothing to do.
+    fn glance(&mut self) -> Option<Glance> {
+        None
+    }
+
+    /// What is done while the first of these steps is carried out.
+    fn while_writing(&mut self, _steps: &Steps) {}
+}
+
+/// Nobody.
+impl Meanwhile for () {}
+
+/// Does what the request asks for.
 ///
 /// # Errors
 /// When the host cannot be read, or the request would do harm there. Nothing
@@ -34,7 +49,7 @@ pub fn converge(
     host: &impl Host,
     request: &Request,
     run: Run,
-    glance: impl FnOnce() -> Option<Glance>,
+    meanwhile: &mut impl Meanwhile,
 ) -> Result<Outcome> {
     let plan = plan_for(host, request);
     let facts = match request.balancer() {
@@ -51,7 +66,8 @@ pub fn converge(
         files: files(host, request, &plan)?,
         plan,
     };
-    let mut before = errand.look_on(glance().unwrap_or_default(), Counters::Left)?;
+    let glance = meanwhile.glance().unwrap_or_default();
+    let mut before = errand.look_on(glance, Counters::Left)?;
     if let Some(family) = besides::unknown_forwarding(request, &errand.plan, &before.besides) {
         bail!(
             "ip_forward: cannot tell whether this host forwards {}, since {} cannot be read",
@@ -92,7 +108,13 @@ pub fn converge(
     if is_done {
         return Ok(outcome);
     }
-    match unpanicked(|| errand.carry_out(&outcome.steps, &outcome.before)) {
+    let mut first = Some(meanwhile);
+    let mut busy = || {
+        if let Some(meanwhile) = first.take() {
+            meanwhile.while_writing(&outcome.steps);
+        }
+    };
+    match unpanicked(|| errand.carry_out(&outcome.steps, &outcome.before, &mut busy)) {
         Ok(after) => outcome.after = after,
         Err(error) => {
             let undone = errand.undo(&mut outcome);
@@ -351,7 +373,7 @@ impl<H: Host> Errand<'_, H> {
         let in_family =
             |(family, found): (&Family, &Arc<Ruleset>)| diff::to_plan(&self.plan, *family, found);
         Steps {
-            changes: found.rules.iter().flat_map(in_family).collect(),
+            changes: diff::joined(found.rules.iter().map(in_family)),
             effects: besides::missing(self.request, &self.plan, &found.besides),
         }
     }
@@ -361,7 +383,7 @@ impl<H: Host> Errand<'_, H> {
     ///
     /// Others may write at the same time, and make a write fail or undo it. Then
     /// what there is by now is compared anew, a few times.
-    fn carry_out(&self, steps: &Steps, before: &State) -> Result<State> {
+    fn carry_out(&self, steps: &Steps, before: &State, busy: &mut dyn FnMut()) -> Result<State> {
         const ATTEMPTS: usize = 3;
         let mut anew: Option<(Steps, State)> = None;
         let mut attempt = 1;
@@ -370,7 +392,7 @@ impl<H: Host> Errand<'_, H> {
                 Some((steps, before)) => (steps, before),
                 None => (steps, before),
             };
-            let error = match self.write_and_look(steps, before) {
+            let error = match self.write_and_look(steps, before, busy) {
                 Ok(after) => return Ok(after),
                 Err(error) => error,
             };
@@ -385,8 +407,13 @@ impl<H: Host> Errand<'_, H> {
     }
 
     /// Writes, reads again, and compares: what is found decides.
-    fn write_and_look(&self, steps: &Steps, before: &State) -> Result<State> {
-        self.write(steps, before)?;
+    fn write_and_look(
+        &self,
+        steps: &Steps,
+        before: &State,
+        busy: &mut dyn FnMut(),
+    ) -> Result<State> {
+        self.write(steps, before, busy)?;
         let after = self.look(Counters::Left)?;
         let missing = self.missing(&after);
         if !missing.is_empty() {
@@ -399,12 +426,12 @@ impl<H: Host> Errand<'_, H> {
     }
 
     /// One transaction for each family that has changes, and then the rest.
-    fn write(&self, steps: &Steps, found: &State) -> Result<()> {
+    fn write(&self, steps: &Steps, found: &State, busy: &mut dyn FnMut()) -> Result<()> {
         let nothing = Ruleset::default();
         for family in Family::BOTH {
             let found = found.rules.get(&family).map_or(&nothing, AsRef::as_ref);
             for transaction in restore::transactions(&steps.changes, family, found) {
-                self.host.restore(family, &transaction)?;
+                self.host.restore(family, &transaction, busy)?;
             }
         }
         for effect in &steps.effects {
@@ -423,7 +450,7 @@ impl<H: Host> Errand<'_, H> {
         let attempt = || -> Result<()> {
             let foretold = foretold(self.request, &outcome.before, &outcome.steps);
             let found = with_origins(self.look(Counters::Left)?, &foretold);
-            self.write(&back(&outcome.before, &found), &found)
+            self.write(&back(&outcome.before, &found), &found, &mut || {})
         };
         let undone = unpanicked(attempt);
         let found = match unpanicked(|| self.look(Counters::Left)) {
@@ -471,7 +498,7 @@ fn back(before: &State, found: &State) -> Steps {
         diff::to_earlier(earlier, *family, now)
     };
     Steps {
-        changes: before.rules.iter().flat_map(in_family).collect(),
+        changes: diff::joined(before.rules.iter().map(in_family)),
         effects: besides::back(&before.besides, &found.besides),
     }
 }

@@ -13,6 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use crate::align;
 use crate::change::{Action, Change};
@@ -46,10 +47,7 @@ pub fn to_plan(plan: &Plan, family: Family, found: &Ruleset) -> Vec<Change> {
         .keys()
         .filter(|(used, _)| *used == family)
         .map(|(_, table)| *table);
-    tables(planned, found)
-        .into_iter()
-        .flat_map(in_table)
-        .collect()
+    joined(tables(planned, found).into_iter().map(in_table))
 }
 
 /// The changes that bring back what a family had: the same texts, counters and
@@ -67,10 +65,20 @@ pub fn to_earlier(earlier: &Ruleset, family: Family, found: &Ruleset) -> Vec<Cha
         steps.delete_chains(now, |name| before.chains.contains_key(name));
         steps.changes
     };
-    tables(earlier.tables.keys().copied(), found)
-        .into_iter()
-        .flat_map(in_table)
-        .collect()
+    let tables = tables(earlier.tables.keys().copied(), found);
+    joined(tables.into_iter().map(in_table))
+}
+
+/// One list after the other, of which mostly all but one are empty.
+#[must_use]
+pub fn joined(lists: impl Iterator<Item = Vec<Change>>) -> Vec<Change> {
+    lists.fold(Vec::new(), |mut all, mut next| match all.is_empty() {
+        true => next,
+        false => {
+            all.append(&mut next);
+            all
+        }
+    })
 }
 
 fn tables(planned: impl Iterator<Item = Table>, found: &Ruleset) -> BTreeSet<Table> {
@@ -223,11 +231,11 @@ impl Steps {
         }
     }
 
-    fn push(&mut self, chain: &str, action: Action) {
+    fn push(&mut self, chain: impl Into<Arc<str>>, action: Action) {
         self.changes.push(Change {
             family: self.family,
             table: self.table,
-            chain: chain.to_owned(),
+            chain: chain.into(),
             action,
         });
     }
@@ -235,11 +243,13 @@ impl Steps {
     /// Chains that are to be there: the new ones are created first, since rules
     /// of the others may lead to them.
     fn chains(&mut self, found: &Owned, wanted: Chains, mut matched: Matched) {
+        let rules: usize = wanted.values().map(Vec::len).sum();
+        self.changes.reserve(wanted.len() + rules);
         for name in wanted
             .keys()
             .filter(|name| !found.chains.contains_key(*name))
         {
-            self.push(name, Action::CreateChain);
+            self.push(name.as_str(), Action::CreateChain);
         }
         for (name, new) in wanted {
             let old = found
@@ -247,7 +257,7 @@ impl Steps {
                 .get(&name)
                 .map_or(&[][..], |chain| &chain.rules);
             let pairs = matched.remove(&name).unwrap_or_default();
-            self.edits(&name, old, new, pairs);
+            self.edits(&name.into(), old, new, pairs);
         }
     }
 
@@ -255,7 +265,7 @@ impl Steps {
     /// order; what is left over is deleted or inserted.
     fn edits(
         &mut self,
-        chain: &str,
+        chain: &Arc<str>,
         old: &[SavedRule],
         new: Vec<SavedRule>,
         mut pairs: Vec<(usize, usize)>,
@@ -279,11 +289,11 @@ impl Steps {
                     Action::Replace { .. } => from += 1,
                     _ => length += 1,
                 }
-                self.push(chain, action);
+                self.push(Arc::clone(chain), action);
                 to += 1;
             }
             for gone in &old[from..kept_old] {
-                self.push(chain, Action::DeleteAt(place(to), gone.clone()));
+                self.push(Arc::clone(chain), Action::DeleteAt(place(to), gone.clone()));
                 length -= 1;
             }
             new.next();
@@ -322,7 +332,7 @@ impl Steps {
         let mut gone = kept;
         gone.extend(&stale);
         for lead in &gone {
-            self.push(&lead.chain, Action::DeleteFirst(lead.rule.clone()));
+            self.push(lead.chain.as_str(), Action::DeleteFirst(lead.rule.clone()));
         }
         missing.retain(|lead| {
             let free =
@@ -361,7 +371,7 @@ impl Steps {
                 .count();
             let gap = u32::try_from(gone - back).unwrap_or(0);
             self.push(
-                &place.chain,
+                place.chain.as_str(),
                 Action::Insert(place.position - gap, rule.clone()),
             );
         }
@@ -398,7 +408,7 @@ impl Steps {
 
     fn delete_chains(&mut self, found: &Owned, stays: impl Fn(&str) -> bool) {
         for name in found.chains.keys().filter(|name| !stays(name)) {
-            self.push(name, Action::DeleteChain);
+            self.push(name.as_str(), Action::DeleteChain);
         }
     }
 }

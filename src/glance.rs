@@ -48,6 +48,12 @@ impl Glance {
 pub struct Glancing<'a>(Vec<Begun<'a>>);
 
 impl Glancing<'_> {
+    /// Whether there is nothing left to wait for.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.0.iter().all(|(_, _, reading)| reading.is_ready())
+    }
+
     /// Waits for all that is read.
     #[must_use]
     pub fn finish(self) -> Glance {
@@ -58,7 +64,7 @@ impl Glancing<'_> {
 }
 
 /// What is being read of which family and tables, and what was read.
-pub(crate) type Begun<'a> = (Family, Scope, Reading<'a>);
+pub(crate) type Begun<'a> = (Family, Scope, Box<dyn Reading + 'a>);
 pub(crate) type Read = (Family, Scope, Result<Ruleset>);
 
 /// Begins to read all that at once.
@@ -85,9 +91,9 @@ pub(crate) fn finish(begun: Vec<Begun<'_>>) -> Vec<Read> {
         .into_iter()
         .map(|(family, scope, reading)| (family, scope, Mutex::new(Some(reading))))
         .collect();
-    let read = |reading: &Mutex<Option<Reading<'_>>>| {
+    let read = |reading: &Mutex<Option<Box<dyn Reading + '_>>>| {
         let reading = reading.lock().ok().and_then(|mut reading| reading.take());
-        reading.map(|reading| reading())
+        reading.map(Reading::finish)
     };
     thread::scope(|threads| {
         let others = begun.iter().skip(1);

@@ -1,6 +1,7 @@
 //! Plain JSON: one request in, one result out.
 
 use std::io::{self, Write};
+use std::mem;
 
 use crate::asked::Asked;
 use crate::guard::guarded;
@@ -15,15 +16,17 @@ use crate::request::Draft;
 pub fn run(
     text: &[u8],
     out: &mut impl Write,
-    perform: impl Fn(&Draft, Run, bool) -> Report,
+    perform: impl Fn(Draft, Run, bool) -> Report,
 ) -> io::Result<u8> {
     let answer = || {
         let asked = Asked::parse(text)?;
-        Ok(perform(&asked.request, asked.run, asked.diff))
+        Ok(perform(asked.request, asked.run, asked.diff))
     };
     let report = guarded(answer)
         .and_then(|answer| answer)
         .unwrap_or_else(Report::failure);
     report.write_json(out)?;
-    Ok(u8::from(report.failed))
+    let code = u8::from(report.failed);
+    mem::forget(report); // the program ends
+    Ok(code)
 }

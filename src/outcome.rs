@@ -37,10 +37,16 @@ pub struct Steps {
 }
 
 impl Steps {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.changes.len() + self.effects.len()
+    }
+
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.changes.is_empty() && self.effects.is_empty()
+        self.len() == 0
     }
 }
 

@@ -1,6 +1,8 @@
 //! The outcome of a run in the terms of the contract, before any protocol
 //! words it. Ansible and plain JSON send it as it is.
 
+use std::any::Any;
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,11 +18,11 @@ use crate::host::Variant;
 use crate::net::{Family, Table};
 use crate::outcome::{Outcome, Run, State, Steps};
 use crate::request::{Backend, Balancer, Name, Pool, Request, State as Wish, Wanted};
-use crate::ruleset::{Chain, Owned};
+use crate::ruleset::{Chain, Owned, SavedRule};
 use crate::statistic::Share;
 
 /// What a run found and did.
-#[derive(Clone, Debug, Default, Serialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 #[schemars(title = "iptables_balance result")]
 pub struct Report {
     /// Whether something was changed, or would be in check mode.
@@ -44,18 +46,23 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iptables_version: Option<String>,
     /// What was changed, or would be, in order.
-    pub changes: Vec<ReportedChange>,
+    #[schemars(with = "Vec<ReportedChange<'_>>")]
+    pub changes: Told<Steps>,
     /// What each backend gets by the rules as they stand then.
     #[schemars(with = "Vec<ReportedShare>")]
-    pub distribution: Distribution,
+    pub distribution: Told<Vec<ReportedShare>>,
     /// What the balancer owned before and owns then, when it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diff: Option<Diff>,
+    /// What it was made from. To take that apart is a tenth of a run with
+    /// thousands of backends, and a waste right before the program ends.
+    #[serde(skip)]
+    leftovers: Vec<Box<dyn Any>>,
 }
 
 /// One step. What does not apply to it is left out.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
-pub struct ReportedChange {
+pub struct ReportedChange<'a> {
     /// Whose rules, forwarding or connections; left out for a file that is no family's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub family: Option<Family>,
@@ -66,15 +73,15 @@ pub struct ReportedChange {
     pub action: Kind,
     /// To which chain.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub chain: Option<String>,
+    pub chain: Option<&'a str>,
     /// The rule that is there after the step, or that is gone after it, as `iptables-save` spells it.
     /// With `set_sysctl` the setting and its value, with `write_file` the path, with `delete_connections`
     /// what they have in common, as `conntrack` spells it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub rule: Option<String>,
+    pub rule: Option<Cow<'a, str>>,
     /// The rule whose place was taken, or the setting as it was.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub before: Option<String>,
+    pub before: Option<Cow<'a, str>>,
 }
 
 /// What a backend gets.
@@ -93,81 +100,110 @@ pub struct ReportedShare {
     pub share: f64,
 }
 
-/// What each backend gets, perhaps in words already.
+/// Something of the result, perhaps in the words of JSON already: with thousands
+/// of backends these take a while, in which others can work.
 #[derive(Clone, Debug, Default)]
-pub struct Distribution {
-    shares: Vec<ReportedShare>,
-    worded: Option<Box<RawValue>>,
+pub struct Told<T> {
+    /// What it is.
+    pub what: T,
+    words: Words,
 }
 
-impl Distribution {
-    /// What each backend gets if all is as planned.
-    #[must_use]
-    pub fn planned(request: &Request) -> Self {
-        Self::of(request, |pool| pool.arrangement.shares(pool.backends.len()))
-    }
+/// JSON, where something was worded in advance.
+pub type Words = Option<Box<RawValue>>;
 
-    /// The same, in the words of JSON already: with thousands of backends these
-    /// take a while, in which others can work.
+impl<T: Serialize> Told<T> {
+    /// Words it now.
     #[must_use]
-    pub fn worded(self) -> Self {
+    pub fn worded(what: T) -> Self {
         Self {
-            worded: to_raw_value(&self.shares).ok(),
-            ..self
-        }
-    }
-
-    /// What each backend gets, in the order asked for.
-    #[must_use]
-    pub fn shares(&self) -> &[ReportedShare] {
-        &self.shares
-    }
-
-    /// What is read off the rules that are there.
-    fn found(request: &Request, outcome: &Outcome) -> Self {
-        Self::of(request, |pool| {
-            let ruleset = outcome.after.rules.get(&pool.family);
-            let owned = ruleset.map(|ruleset| ruleset.owned(Table::Nat));
-            let found = owned.map(|owned| distribution::shares(owned, request.name.as_str()));
-            let found = found.unwrap_or_default();
-            let of_backend =
-                |backend: &Backend| found.get(&(backend.address, backend.port)).copied();
-            let backends = pool.backends.iter();
-            backends
-                .map(|backend| of_backend(backend).unwrap_or(Share::NONE))
-                .collect()
-        })
-    }
-
-    fn of(request: &Request, shares: impl Fn(&Pool) -> Vec<Share>) -> Self {
-        let pools = request
-            .balancer()
-            .map_or(&[][..], |balancer| &balancer.pools);
-        let of_pool = |pool: &Pool| {
-            let of_backend = pool.backends.iter().zip(shares(pool));
-            let reported = of_backend.map(|(backend, share)| ReportedShare {
-                family: pool.family,
-                address: backend.address,
-                port: backend.port,
-                weight: backend.weight,
-                share: share.as_f64(),
-            });
-            reported.collect::<Vec<_>>()
-        };
-        Self {
-            shares: pools.iter().flat_map(of_pool).collect(),
-            worded: None,
+            words: worded(&what),
+            what,
         }
     }
 }
 
-impl Serialize for Distribution {
+impl<T> From<T> for Told<T> {
+    fn from(what: T) -> Self {
+        Self { what, words: None }
+    }
+}
+
+/// What could be worded before the outcome was known.
+#[derive(Debug, Default)]
+pub struct Beforehand {
+    /// What each backend is to get.
+    pub shares: Option<Told<Vec<ReportedShare>>>,
+    /// The changes to be made, if there is nothing to do besides.
+    pub changes: Words,
+}
+
+/// Words it now.
+#[must_use]
+pub fn worded(what: &impl Serialize) -> Words {
+    to_raw_value(what).ok()
+}
+
+impl<T: Serialize> Serialize for Told<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.worded {
+        match &self.words {
             Some(words) => words.serialize(serializer),
-            None => self.shares.serialize(serializer),
+            None => self.what.serialize(serializer),
         }
     }
+}
+
+impl Serialize for Steps {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.reported())
+    }
+}
+
+impl Steps {
+    /// One by one.
+    pub fn reported(&self) -> impl Iterator<Item = ReportedChange<'_>> {
+        let changes = self.changes.iter().map(ReportedChange::from);
+        changes.chain(self.effects.iter().map(ReportedChange::from))
+    }
+}
+
+/// What each backend gets if all is as planned, in the order asked for.
+#[must_use]
+pub fn planned_shares(request: &Request) -> Vec<ReportedShare> {
+    shares(request, |pool| pool.arrangement.shares(pool.backends.len()))
+}
+
+/// What is read off the rules that are there.
+fn found_shares(request: &Request, outcome: &Outcome) -> Vec<ReportedShare> {
+    shares(request, |pool| {
+        let ruleset = outcome.after.rules.get(&pool.family);
+        let owned = ruleset.map(|ruleset| ruleset.owned(Table::Nat));
+        let found = owned.map(|owned| distribution::shares(owned, request.name.as_str()));
+        let found = found.unwrap_or_default();
+        let of_backend = |backend: &Backend| found.get(&(backend.address, backend.port)).copied();
+        let backends = pool.backends.iter();
+        backends
+            .map(|backend| of_backend(backend).unwrap_or(Share::NONE))
+            .collect()
+    })
+}
+
+fn shares(request: &Request, shares: impl Fn(&Pool) -> Vec<Share>) -> Vec<ReportedShare> {
+    let pools = request
+        .balancer()
+        .map_or(&[][..], |balancer| &balancer.pools);
+    let of_pool = |pool: &Pool| {
+        let of_backend = pool.backends.iter().zip(shares(pool));
+        let reported = of_backend.map(|(backend, share)| ReportedShare {
+            family: pool.family,
+            address: backend.address,
+            port: backend.port,
+            weight: backend.weight,
+            share: share.as_f64(),
+        });
+        reported.collect::<Vec<_>>()
+    };
+    pools.iter().flat_map(of_pool).collect()
 }
 
 /// Before and after, in the shape of Ansible's `--diff`.
@@ -193,7 +229,7 @@ impl Report {
 
     /// Nothing was done, because of this, with what was asked about.
     #[must_use]
-    pub fn unread((name, state): (&Name, Wish), reason: impl Into<String>) -> Self {
+    pub fn unread((name, state): (Name, Wish), reason: impl Into<String>) -> Self {
         Self {
             name: Some(name.as_str().to_owned()),
             state: Some(state),
@@ -201,45 +237,54 @@ impl Report {
         }
     }
 
-    /// What came of the request, which was to give each backend its `planned`
-    /// share, with before and after if they are wanted.
+    /// What came of the request, with before and after if they are wanted. What
+    /// was worded beforehand counts only where all went as it was to.
     #[must_use]
     pub fn new(
         request: &Request,
-        outcome: &Outcome,
-        planned: Distribution,
+        mut outcome: Outcome,
+        beforehand: Beforehand,
         run: Run,
         diff: bool,
     ) -> Self {
-        let steps = &outcome.steps;
-        let changes = steps.changes.iter().map(ReportedChange::from);
-        let effects = steps.effects.iter().map(ReportedChange::from);
-        let changes: Vec<_> = changes.chain(effects).collect();
-        let msg = match &outcome.failure {
-            Some(failure) => failure.clone(),
-            None => sentence(request, outcome, changes.len(), run),
-        };
+        let steps = std::mem::take(&mut outcome.steps);
+        let as_foreseen = outcome.failure.is_none();
         Self {
-            changed: !changes.is_empty(),
+            changed: !steps.is_empty(),
             failed: outcome.failure.is_some(),
-            msg,
+            msg: match &outcome.failure {
+                Some(failure) => failure.clone(),
+                None => sentence(request, &outcome, steps.len(), run),
+            },
             warnings: outcome.warnings.clone(),
+            name: Some(request.name.as_str().to_owned()),
+            state: Some(request.state()),
             variant: Some(outcome.variant),
             iptables_version: outcome.version().map(str::to_owned),
-            changes,
-            distribution: match outcome.failure {
-                None => planned,
-                Some(_) => Distribution::found(request, outcome),
-            },
             diff: diff.then(|| Diff {
-                before: owned_text(&outcome.before, steps, Moment::Before),
-                after: owned_text(&outcome.after, steps, Moment::After),
+                before: owned_text(&outcome.before, &steps, Moment::Before),
+                after: owned_text(&outcome.after, &steps, Moment::After),
                 before_header: format!("{} (before)", request.name.as_str()),
                 after_header: format!("{} (after)", request.name.as_str()),
             }),
-            name: Some(request.name.as_str().to_owned()),
-            state: Some(request.state()),
+            changes: Told {
+                words: beforehand
+                    .changes
+                    .filter(|_| as_foreseen && steps.effects.is_empty()),
+                what: steps,
+            },
+            distribution: match (as_foreseen, beforehand.shares) {
+                (true, Some(shares)) => shares,
+                (true, None) => planned_shares(request).into(),
+                (false, _) => found_shares(request, &outcome).into(),
+            },
+            leftovers: vec![Box::new(outcome)],
         }
+    }
+
+    /// Takes something along that is of no use any more.
+    pub fn take_along(&mut self, leftover: impl Any) {
+        self.leftovers.push(Box::new(leftover));
     }
 
     /// Writes it as one line of JSON.
@@ -255,28 +300,28 @@ impl Report {
     }
 }
 
-impl From<&Change> for ReportedChange {
-    fn from(change: &Change) -> Self {
+impl<'a> From<&'a Change> for ReportedChange<'a> {
+    fn from(change: &'a Change) -> Self {
         Self {
             family: Some(change.family),
             table: Some(change.table),
             action: change.action.kind(),
-            chain: Some(change.chain.clone()),
-            rule: change.action.rule().map(crate::ruleset::SavedRule::shown),
-            before: change.action.before().map(crate::ruleset::SavedRule::shown),
+            chain: Some(&change.chain),
+            rule: change.action.rule().map(SavedRule::shown),
+            before: change.action.before().map(SavedRule::shown),
         }
     }
 }
 
-impl From<&Effect> for ReportedChange {
-    fn from(effect: &Effect) -> Self {
+impl<'a> From<&'a Effect> for ReportedChange<'a> {
+    fn from(effect: &'a Effect) -> Self {
         Self {
             family: effect.family(),
             table: None,
             action: effect.kind(),
             chain: None,
-            rule: Some(effect.shown()),
-            before: effect.before(),
+            rule: Some(effect.shown().into()),
+            before: effect.before().map(Cow::from),
         }
     }
 }

@@ -5,6 +5,7 @@
 //! lead into them. The rest is neither kept nor ever written, so it stays as
 //! it is, to the byte.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::io::{self, BufRead};
@@ -70,8 +71,11 @@ impl SavedRule {
 
     /// The text for people: without the blank, and with what is not UTF-8 replaced.
     #[must_use]
-    pub fn shown(&self) -> String {
-        String::from_utf8_lossy(&self.text).trim_start().to_owned()
+    pub fn shown(&self) -> Cow<'_, str> {
+        match String::from_utf8_lossy(&self.text) {
+            Cow::Borrowed(text) => text.trim_start().into(),
+            Cow::Owned(text) => text.trim_start().to_owned().into(),
+        }
     }
 }
 

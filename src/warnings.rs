@@ -99,7 +99,7 @@ fn by_hand(change: &Change, run: Run) -> Option<String> {
         Table::Filter => &["INPUT", "FORWARD", "OUTPUT"],
         _ => &[],
     };
-    if ours.contains(&change.chain.as_str()) && rule.meaning.is_some() {
+    if ours.contains(&&*change.chain) && rule.meaning.is_some() {
         return None;
     }
     let gone = match run {

@@ -78,9 +78,25 @@ pub struct Look<'a> {
     pub counters: bool,
 }
 
-/// What is being read: in the end what is owned, or an error when the dump
-/// cannot be had or is not whole.
-pub type Reading<'a> = Box<dyn FnOnce() -> Result<Ruleset> + Send + 'a>;
+/// What is being read.
+pub trait Reading: Send {
+    /// Whether there is nothing left to wait for.
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    /// Waits for it: what is owned.
+    ///
+    /// # Errors
+    /// When the dump cannot be had or is not whole.
+    fn finish(self: Box<Self>) -> Result<Ruleset>;
+}
+
+impl<F: FnOnce() -> Result<Ruleset> + Send> Reading for F {
+    fn finish(self: Box<Self>) -> Result<Ruleset> {
+        self()
+    }
+}
 
 /// A host with iptables, of one variant.
 pub trait Host: Sync {
@@ -96,14 +112,15 @@ pub trait Host: Sync {
     /// When another one has held it for too long, or it cannot be had at all.
     fn lock(&self) -> Result<Lock>;
 
-    /// Begins to read what is owned. The answer waits for it.
-    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Reading<'a>;
+    /// Begins to read what is owned.
+    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Box<dyn Reading + 'a>;
 
-    /// Runs one transaction of `iptables-restore --noflush`.
+    /// Runs one transaction of `iptables-restore --noflush`, and `busy` while
+    /// that works.
     ///
     /// # Errors
     /// When it was refused. What has come of it must then be read.
-    fn restore(&self, family: Family, transaction: &[u8]) -> Result<()>;
+    fn restore(&self, family: Family, transaction: &[u8], busy: &mut dyn FnMut()) -> Result<()>;
 
     /// Whether rules live in the other variant too, where both then act on
     /// every packet.

@@ -4,7 +4,8 @@
 use std::error::Error;
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, BufReader, Read};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use duct::{Expression, Handle, cmd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::fcntl_setpipe_size;
 
 /// What a finished program left behind.
@@ -29,7 +31,7 @@ fn command(program: &Path, arguments: &[&OsStr]) -> Expression {
         .unchecked()
 }
 
-/// Runs a program to its end with that input.
+/// Runs a program to its end with that input, and `busy` while that works.
 ///
 /// # Errors
 /// When it cannot be started, or took longer than `limit` and was killed.
@@ -38,22 +40,35 @@ pub fn run(
     arguments: &[&OsStr],
     input: &[u8],
     limit: Duration,
+    busy: &mut dyn FnMut(),
 ) -> Result<Finished> {
-    let started = command(program, arguments)
-        .stdin_bytes(input)
-        .stdout_null()
-        .start();
-    let handle = started.with_context(|| format!("cannot start `{}`", program.display()))?;
-    let finished = handle.wait_timeout(limit);
+    let deadline = Instant::now() + limit;
+    let starting = || format!("cannot start `{}`", program.display());
+    let command = command(program, arguments).stdout_null();
+    let command = match in_memory(input) {
+        Ok(file) => command.stdin_file(file),
+        // Where that is not allowed, a thread feeds it through a pipe.
+        Err(_) => command.stdin_bytes(input),
+    };
+    let running = Running(command.start().with_context(starting)?);
+    busy();
+    let finished = running.0.wait_deadline(deadline);
     let finished = finished.with_context(|| format!("waiting for `{}`", program.display()))?;
     let Some(output) = finished else {
-        handle.kill().ok();
         return Err(too_long(program, limit));
     };
     Ok(Finished {
         code: output.status.code(),
         stderr: last_lines(&output.stderr),
     })
+}
+
+/// A file that is nowhere but in memory, to be read from its beginning.
+fn in_memory(text: &[u8]) -> io::Result<File> {
+    let mut file = File::from(memfd_create("transaction", MemfdFlags::CLOEXEC)?);
+    file.write_all(text)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// A program that is ended when nobody waits for it any more.
@@ -101,6 +116,16 @@ pub fn start(program: &Path, arguments: &[&OsStr], limit: Duration) -> Result<St
 }
 
 impl Started {
+    /// Whether it has printed all, so that nobody works while we do not read.
+    pub fn has_printed(&self) -> bool {
+        let mut pipe = [PollFd::new(
+            &self.output.get_ref().inner,
+            PollFlags::empty(),
+        )];
+        poll(&mut pipe, Some(&Timespec::default())).is_ok()
+            && pipe[0].revents().contains(PollFlags::HUP)
+    }
+
     /// Hands the output to `consume` as it comes.
     ///
     /// # Errors

@@ -112,41 +112,23 @@ impl Host for System {
         Lock::take(self.patience())
     }
 
-    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Reading<'a> {
-        let started = self.start_save(family, look);
-        let reading = move || format!("reading the {} rules", family.title());
-        Box::new(move || {
-            let mut started = started;
-            for attempt in 1.. {
-                let Some(save) = started? else {
-                    break;
-                };
-                let read = |output: &mut process::Output| {
-                    let mut ruleset = Ruleset::read(output, look.name)?;
-                    ruleset
-                        .unreadable
-                        .extend(self.hidden(family, look.scope, &ruleset));
-                    Ok(ruleset)
-                };
-                match save.consume(read) {
-                    // Until 1.8.4 iptables-nft-save crashes when rules change meanwhile.
-                    Err(error) if attempt < SAVES && error.is::<process::Crashed>() => {
-                        started = self.start_save(family, look);
-                    }
-                    read => return read.with_context(reading),
-                }
-            }
-            Ok(Ruleset::default())
+    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Box<dyn Reading + 'a> {
+        Box::new(Save {
+            host: self,
+            family,
+            look,
+            started: self.start_save(family, look),
         })
     }
 
-    fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {
+    fn restore(&self, family: Family, transaction: &[u8], busy: &mut dyn FnMut()) -> Result<()> {
         let program = self.programs.path(family, "restore")?;
         let limit = self.limit();
         let wait = self.wait.to_string();
-        let run = |options: &[&str]| {
+        let mut run = |options: &[&str]| {
             let arguments = ["--noflush"].iter().chain(options).map(OsStr::new);
-            process::run(&program, &arguments.collect::<Vec<_>>(), transaction, limit)
+            let arguments: Vec<_> = arguments.collect();
+            process::run(&program, &arguments, transaction, limit, busy)
         };
         let finished = match self.variant() {
             // It takes no lock. Until 1.8.1 it took the seconds for a file.
@@ -250,6 +232,52 @@ impl Host for System {
     fn end(&self, family: Family, connections: &[Vec<u8>]) -> Result<()> {
         let ending = || format!("ending {} connections", family.title());
         conntrack::end(family, connections).with_context(ending)
+    }
+}
+
+/// An `iptables-save` that was started, unless there can be nothing to read.
+struct Save<'a> {
+    host: &'a System,
+    family: Family,
+    look: Look<'a>,
+    started: Result<Option<process::Started>>,
+}
+
+impl Save<'_> {
+    fn read(&self, output: &mut process::Output) -> Result<Ruleset> {
+        let mut ruleset = Ruleset::read(output, self.look.name)?;
+        let hidden = self.host.hidden(self.family, self.look.scope, &ruleset);
+        ruleset.unreadable.extend(hidden);
+        Ok(ruleset)
+    }
+}
+
+impl Reading for Save<'_> {
+    fn is_ready(&self) -> bool {
+        match &self.started {
+            Ok(Some(save)) => save.has_printed(),
+            Ok(None) | Err(_) => true,
+        }
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Ruleset> {
+        let mut started = std::mem::replace(&mut self.started, Ok(None));
+        for attempt in 1.. {
+            let Some(save) = started? else {
+                break;
+            };
+            match save.consume(|output| self.read(output)) {
+                // Until 1.8.4 iptables-nft-save crashes when rules change meanwhile.
+                Err(error) if attempt < SAVES && error.is::<process::Crashed>() => {
+                    started = self.host.start_save(self.family, self.look);
+                }
+                read => {
+                    let reading = || format!("reading the {} rules", self.family.title());
+                    return read.with_context(reading);
+                }
+            }
+        }
+        Ok(Ruleset::default())
     }
 }
 

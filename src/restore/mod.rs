@@ -109,10 +109,12 @@ fn blocks<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<(Table, Vec<&'a 
 /// 1.8.2 iptables-nft-restore forgot what it had yet to send at each `-F` to
 /// the same table, and crashed.
 fn block(table: Table, changes: &[&Change], found: &Owned, words: Words, text: &mut Vec<u8>) {
-    text.extend(format!("*{}\n", table.as_str()).into_bytes());
+    const USUAL_LINE: usize = 128;
+    text.reserve(changes.len() * USUAL_LINE);
+    write(&["*", table.as_str(), "\n"], text);
     let chains = changes.chunk_by(|one, next| one.chain == next.chain);
     let chains = chains.map(|edits| {
-        let chain = edits[0].chain.as_str();
+        let chain = &*edits[0].chain;
         let found = found.chains.get(chain);
         let refill = found.is_some_and(|found| nothing_stays(found, edits));
         (chain, edits, refill)
@@ -121,7 +123,7 @@ fn block(table: Table, changes: &[&Change], found: &Owned, words: Words, text: &
     let goes = |change: &Change| change.action == Action::DeleteChain;
     for (chain, edits, refill) in &chains {
         if *refill || edits.iter().any(|change| goes(change)) {
-            text.extend(format!("-F {chain}\n").into_bytes());
+            write(&["-F ", chain, "\n"], text);
         }
     }
     for (chain, edits, refill) in chains {
@@ -133,7 +135,7 @@ fn block(table: Table, changes: &[&Change], found: &Owned, words: Words, text: &
         }
     }
     for change in changes.iter().filter(|change| goes(change)) {
-        text.extend(format!("-X {}\n", change.chain).into_bytes());
+        write(&["-X ", &change.chain, "\n"], text);
     }
     text.extend(b"COMMIT\n");
 }
@@ -151,26 +153,27 @@ fn nothing_stays(found: &Chain, edits: &[&Change]) -> bool {
 /// What a step leaves in a chain that was emptied: edits come in ascending order.
 fn fill(chain: &str, action: &Action, text: &mut Vec<u8>) {
     if let Action::Append(rule) | Action::Insert(_, rule) | Action::Replace { rule, .. } = action {
-        line(&format!("-A {chain}"), Some(rule.counters), rule, text);
+        line(&["-A ", chain], Some(rule.counters), rule, text);
     }
 }
 
 fn step(chain: &str, action: &Action, words: Words, text: &mut Vec<u8>) {
+    let with_counters = |command: &[&str], rule: &SavedRule, text: &mut Vec<u8>| {
+        line(command, Some(rule.counters), rule, text);
+    };
     match action {
-        Action::CreateChain if words == Words::File => {
-            text.extend(format!(":{chain} - [0:0]\n").into_bytes());
-        }
-        Action::CreateChain => text.extend(format!("-N {chain}\n").into_bytes()),
-        Action::Append(rule) => line(&format!("-A {chain}"), Some(rule.counters), rule, text),
-        Action::Insert(1, rule) => line(&format!("-I {chain}"), Some(rule.counters), rule, text),
+        Action::CreateChain if words == Words::File => write(&[":", chain, " - [0:0]\n"], text),
+        Action::CreateChain => write(&["-N ", chain, "\n"], text),
+        Action::Append(rule) => with_counters(&["-A ", chain], rule, text),
+        Action::Insert(1, rule) => with_counters(&["-I ", chain], rule, text),
         Action::Insert(at, rule) => {
-            line(&format!("-I {chain} {at}"), Some(rule.counters), rule, text);
+            with_counters(&["-I ", chain, " ", &at.to_string()], rule, text);
         }
         Action::Replace { at, rule, .. } => {
-            line(&format!("-R {chain} {at}"), Some(rule.counters), rule, text);
+            with_counters(&["-R ", chain, " ", &at.to_string()], rule, text);
         }
-        Action::DeleteAt(at, _) => text.extend(format!("-D {chain} {at}\n").into_bytes()),
-        Action::DeleteFirst(rule) => line(&format!("-D {chain}"), None, rule, text),
+        Action::DeleteAt(at, _) => write(&["-D ", chain, " ", &at.to_string(), "\n"], text),
+        Action::DeleteFirst(rule) => line(&["-D ", chain], None, rule, text),
         // Emptied before all, deleted after all.
         Action::DeleteChain => {}
     }
@@ -178,15 +181,21 @@ fn step(chain: &str, action: &Action, words: Words, text: &mut Vec<u8>) {
 
 /// A command, the counters where there are some to carry over, and the rule,
 /// whose text begins with a blank.
-fn line(command: &str, counters: Option<Counters>, rule: &SavedRule, text: &mut Vec<u8>) {
-    text.extend(command.as_bytes());
+fn line(command: &[&str], counters: Option<Counters>, rule: &SavedRule, text: &mut Vec<u8>) {
+    write(command, text);
     if let Some(Counters { packets, bytes }) =
         counters.filter(|counters| *counters != Counters::default())
     {
         text.extend(format!(" -c {packets} {bytes}").into_bytes());
     }
-    text.extend(&rule.text);
+    text.extend_from_slice(&rule.text);
     text.push(b'\n');
+}
+
+fn write(parts: &[&str], text: &mut Vec<u8>) {
+    parts
+        .iter()
+        .for_each(|part| text.extend_from_slice(part.as_bytes()));
 }
 
 #[cfg(test)]
@@ -287,7 +296,7 @@ mod tests {
         let change = |chain: &str, action| Change {
             family: Family::Ipv4,
             table: Table::Nat,
-            chain: chain.to_owned(),
+            chain: chain.into(),
             action,
         };
         let replace = Action::Replace {

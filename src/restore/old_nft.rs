@@ -41,7 +41,7 @@ pub fn transactions(changes: Vec<&Change>, family: Family, found: &Ruleset) -> V
     for edits in others.chunk_by(|one, next| (one.table, &one.chain) == (next.table, &next.chain)) {
         let (table, chain) = (edits[0].table, &edits[0].chain);
         let actions = edits.iter().map(|change| &change.action);
-        let actions = match found.owned(table).chains.get(chain) {
+        let actions = match found.owned(table).chains.get(&**chain) {
             Some(found) if actions.clone().any(counts) => refill(found, actions),
             Some(_) => actions.cloned().collect(),
             None => from_below(actions, places(found, table, chain, [&first, &last])),
@@ -112,7 +112,7 @@ fn places<'a>(
     for (deletes, becomes) in goes {
         for delete in deletes
             .iter()
-            .filter(|delete| (delete.table, delete.chain.as_str()) == (table, chain))
+            .filter(|delete| (delete.table, &*delete.chain) == (table, chain))
         {
             let gone = leads
                 .iter()

@@ -6,9 +6,12 @@ use std::sync::Mutex;
 
 use anyhow::{Result, bail};
 use iptables_balance::besides::Tracked;
+use iptables_balance::converge::Meanwhile;
+use iptables_balance::glance::Glance;
 use iptables_balance::guards::{Facts, Questions};
 use iptables_balance::host::{Host, Lock, Look, Reading, Scope, Variant};
 use iptables_balance::net::Family;
+use iptables_balance::request::Request;
 use iptables_balance::ruleset::Ruleset;
 
 use crate::model::Model;
@@ -102,7 +105,7 @@ impl Host for Fake {
     }
 
     /// The dump is of the moment at which the reading begins.
-    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Reading<'a> {
+    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Box<dyn Reading + 'a> {
         let dump = self.model(family).lock().unwrap().save();
         let plain = |line: &str| {
             line.split_once("] ")
@@ -124,7 +127,8 @@ impl Host for Fake {
         })
     }
 
-    fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {
+    fn restore(&self, family: Family, transaction: &[u8], busy: &mut dyn FnMut()) -> Result<()> {
+        busy();
         let number = std::mem::replace(&mut *self.restores.lock().unwrap(), 0);
         *self.restores.lock().unwrap() = number + 1;
         let fault = self
@@ -234,5 +238,20 @@ impl Host for Fake {
             known.remove(at);
         }
         Ok(())
+    }
+}
+
+/// What was seen of the host at some moment before.
+pub struct Glanced(Option<Glance>);
+
+impl Glanced {
+    pub fn at(host: &Fake, request: &Request) -> Self {
+        Self(Some(Glance::begin(host, &request.name).finish()))
+    }
+}
+
+impl Meanwhile for Glanced {
+    fn glance(&mut self) -> Option<Glance> {
+        self.0.take()
     }
 }

@@ -3,7 +3,6 @@
 //! and on some thousand variations of them.
 
 use iptables_balance::converge::converge;
-use iptables_balance::glance::Glance;
 use iptables_balance::net::Family;
 use iptables_balance::outcome::Run;
 use iptables_balance::plan::Plan;
@@ -14,7 +13,7 @@ use iptables_balance::ruleset::Ruleset;
 use iptables_balance::{cfengine, diff, restore};
 use serde_json::Value;
 
-use crate::fake::Fake;
+use crate::fake::{Fake, Glanced};
 use crate::model::Model;
 
 /// A request is refused in one line that names something, or its rules are the
@@ -152,13 +151,16 @@ pub fn host(input: &[u8]) {
     let host = Fake::new(ipv4, ipv6);
     let before = host.dump();
     let others = foreign(&before);
-    let Ok(foretold) = converge(&host, &request, Run::Check, || None) else {
+    let Ok(foretold) = converge(&host, &request, Run::Check, &mut ()) else {
         return;
     };
     assert_eq!(foreign(&host.dump()), others);
-    let done = converge(&host, &request, Run::Apply, || {
-        Some(Glance::begin(&host, &request.name).finish())
-    })
+    let done = converge(
+        &host,
+        &request,
+        Run::Apply,
+        &mut Glanced::at(&host, &request),
+    )
     .unwrap();
     if let Some(failure) = &done.failure {
         // A rule of others that leads into a chain of ours by a negated or unknown way cannot be deleted.
@@ -171,9 +173,12 @@ pub fn host(input: &[u8]) {
     }
     assert_eq!(done.steps.changes, foretold.steps.changes);
     assert_eq!(foreign(&host.dump()), others);
-    let again = converge(&host, &request, Run::Apply, || {
-        Some(Glance::begin(&host, &request.name).finish())
-    })
+    let again = converge(
+        &host,
+        &request,
+        Run::Apply,
+        &mut Glanced::at(&host, &request),
+    )
     .unwrap();
     assert!(again.steps.is_empty(), "{:?}\n{text}", again.steps);
 }

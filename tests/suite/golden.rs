@@ -14,7 +14,7 @@ use iptables_balance::host::{Host, Lock, Look, Reading, Variant};
 use iptables_balance::net::Family;
 use iptables_balance::outcome::Run;
 use iptables_balance::plan::Plan;
-use iptables_balance::report::{Distribution, Report};
+use iptables_balance::report::{Beforehand, Report};
 use iptables_balance::request::Request;
 use iptables_balance::restore::transaction;
 use iptables_balance::ruleset::Ruleset;
@@ -38,12 +38,12 @@ impl Host for Recorded {
         Ok(Lock::none())
     }
 
-    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Reading<'a> {
+    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Box<dyn Reading + 'a> {
         assert_eq!(family, Family::Ipv4);
         Box::new(move || Ok(Ruleset::read(self.0.as_slice(), look.name)?))
     }
 
-    fn restore(&self, _: Family, _: &[u8]) -> anyhow::Result<()> {
+    fn restore(&self, _: Family, _: &[u8], _: &mut dyn FnMut()) -> anyhow::Result<()> {
         unreachable!("a check writes nothing")
     }
 
@@ -106,11 +106,11 @@ fn recorded_cases() {
             &String::from_utf8(restore).unwrap(),
         );
 
-        let outcome = converge(&Recorded(dump), &request, Run::Check, || None).unwrap();
+        let outcome = converge(&Recorded(dump), &request, Run::Check, &mut ()).unwrap();
         let reply = serde_json::to_string_pretty(&Report::new(
             &request,
-            &outcome,
-            Distribution::planned(&request),
+            outcome,
+            Beforehand::default(),
             Run::Check,
             true,
         ))

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use iptables_balance::converge::converge;
 use iptables_balance::distribution;
-use iptables_balance::glance::Glance;
 use iptables_balance::net::{Family, Table};
 use iptables_balance::outcome::{Outcome, Run};
 use iptables_balance::request::Request;
@@ -13,7 +12,7 @@ use iptables_balance::statistic::Share;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::fake::{Broken, Fake, Fault};
+use crate::fake::{Broken, Fake, Fault, Glanced};
 use crate::model::{Connection, Model};
 
 fn request(value: &Value) -> Request {
@@ -22,8 +21,7 @@ fn request(value: &Value) -> Request {
 
 fn run(host: &Fake, value: &Value, run: Run) -> Outcome {
     let request = request(value);
-    let glance = || Some(Glance::begin(host, &request.name).finish());
-    converge(host, &request, run, glance).unwrap()
+    converge(host, &request, run, &mut Glanced::at(host, &request)).unwrap()
 }
 
 /// The lines of a dump that are not the balancer's, without counters.
@@ -330,10 +328,10 @@ fn what_happened_since_the_first_glance_is_seen() {
     let value = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
     let host = Fake::new(Model::new(false), Model::new(true));
     let wanted = request(&value);
-    let glance = Glance::begin(&host, &wanted.name).finish();
+    let mut early = Glanced::at(&host, &wanted);
     assert_eq!(run(&host, &value, Run::Apply).failure, None);
     let after = host.dump();
-    let late = converge(&host, &wanted, Run::Apply, || Some(glance)).unwrap();
+    let late = converge(&host, &wanted, Run::Apply, &mut early).unwrap();
     assert_eq!(late.failure, None);
     assert!(late.steps.is_empty(), "{:?}", late.steps);
     assert_eq!(host.dump(), after);
