@@ -13,7 +13,7 @@
 //! - **By chance**, a backend's place follows from its own address and port: at
 //!   each branching the next two bits of their hash decide. So one that comes, goes
 //!   or changes its weight changes the few rules of each branching on its way,
-//!   and nothing else. What has a quarter of a chain's weight or more is served
+//!   and nothing else. What has an eighth of a chain's weight or more is served
 //!   right there, so that large shares are never deep.
 
 use std::collections::BTreeMap;
@@ -521,7 +521,7 @@ impl Draft {
         mut pool: Pool,
         mut digit: u32,
     ) {
-        const LARGE: u64 = 4;
+        const LARGE: u64 = 8;
         loop {
             let whole = pool.weight();
             let is_large = |at: &usize| u64::from(backends[*at].weight) * LARGE >= whole;
