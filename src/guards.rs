@@ -20,6 +20,8 @@ pub struct Facts {
     pub route_localnet: Vec<String>,
     /// The families that at least one interface forwards.
     pub forwarding_somewhere: BTreeSet<Family>,
+    /// Whether the kernel tracks connections, but not those of the protocol.
+    pub is_untracked: bool,
 }
 
 /// What has to be known of a host to look at a balancer; mostly little.
@@ -33,6 +35,8 @@ pub struct Questions {
     pub route_localnet: bool,
     /// Which families at least one interface forwards.
     pub forwarding: bool,
+    /// Whether connections of this protocol are tracked.
+    pub tracking: Option<Protocol>,
 }
 
 /// What is to be asked, where forwarding is as given.
@@ -63,6 +67,7 @@ pub fn questions(balancer: &Balancer, forwarding: &BTreeMap<Family, bool>) -> Qu
         ssh: balancer.protocol == Protocol::Tcp,
         route_localnet: names_loopback || backends().any(|backend| backend.address.is_loopback()),
         forwarding: Family::BOTH.into_iter().any(is_off),
+        tracking: Some(balancer.protocol),
     }
 }
 
@@ -90,7 +95,20 @@ pub fn check(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> 
         warnings.extend(to_itself(balancer, backend, facts));
     }
     warnings.extend(check_ssh(balancer, facts)?);
+    warnings.extend(untracked(balancer, facts));
     Ok(warnings)
+}
+
+/// What is not tracked has no ports for the kernel, so that all of a client is
+/// one connection.
+fn untracked(balancer: &Balancer, facts: &Facts) -> Option<String> {
+    facts.is_untracked.then(|| {
+        format!(
+            "protocol: this kernel does not track {} connections, so all that a client sends goes to one server, \
+             and to the port that it was addressed to",
+            balancer.protocol.as_str()
+        )
+    })
 }
 
 /// Where forwarding is off and somebody else's address is to be reached.
@@ -267,6 +285,7 @@ mod tests {
                 port: 22,
             }),
             route_localnet: vec!["eth1".to_owned()],
+            is_untracked: false,
         }
     }
 

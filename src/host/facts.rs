@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::netlink::{self, Kind, Part, Socket, attribute};
 use crate::besides::setting;
 use crate::guards::{Facts, Questions, Ssh};
-use crate::net::Family;
+use crate::net::{Family, Protocol};
 
 /// What is asked for.
 pub fn facts(questions: &Questions) -> Facts {
@@ -24,7 +24,21 @@ pub fn facts(questions: &Questions) -> Facts {
             false => Vec::new(),
         },
         forwarding_somewhere: families.filter(forwards).collect(),
+        is_untracked: questions.tracking.is_some_and(is_untracked),
     }
+}
+
+/// A kernel without a tracker for the protocol has no setting of it either. TCP
+/// and UDP cannot be left out. Before connections are tracked at all, which may
+/// begin with the first rule in the nat table, nothing is known.
+fn is_untracked(protocol: Protocol) -> bool {
+    let of_protocol = match protocol {
+        Protocol::Tcp | Protocol::Udp => return false,
+        Protocol::Sctp => "nf_conntrack_sctp_timeout_established",
+        Protocol::Dccp => "nf_conntrack_dccp_loose",
+    };
+    let settings = Path::new("/proc/sys/net/netfilter");
+    settings.join("nf_conntrack_max").exists() && !settings.join(of_protocol).exists()
 }
 
 /// Whether a family is forwarded; `None` where that cannot be read.

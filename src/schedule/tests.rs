@@ -309,6 +309,20 @@ fn a_tree_visits_the_logarithm_and_auto_takes_it() {
 }
 
 #[test]
+fn up_to_eight_equals_auto_takes_one_chain() {
+    for count in 1..=12 {
+        let backends = backends(&vec![5; count]);
+        for (flat, tree) in [
+            (flat_in_turn(&backends), tree_in_turn(&backends)),
+            (flat_by_chance(&backends), tree_by_chance(&backends)),
+        ] {
+            let auto = fits(flat.or_shorter(|| tree));
+            assert_eq!(auto.chains.len() == 1, count <= 8, "{count}");
+        }
+    }
+}
+
+#[test]
 fn chains_of_a_tree_have_names_of_their_own_that_fit() {
     let backends = backends(&vec![3; 10_000]);
     for tree in [

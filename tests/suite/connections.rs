@@ -144,6 +144,74 @@ fn udp_is_balanced_as_tcp_is() {
 }
 
 #[test]
+fn sctp_is_balanced_with_ports_and_checksums_put_right() {
+    for variant in VARIANTS {
+        let mut lab = Lab::new();
+        serve_all(&mut lab.servers, "sctp");
+        let request = json!({
+            "name": "CORE", "variant": variant, "protocol": "sctp", "destination_port": "2905,2910:2912",
+            "backends": "10.9.0.1:5308 weight=2,10.9.0.2:5308,[fd09::1]:5308,[fd09::2]:5308",
+        });
+        lab.gateway.apply(&request);
+        let six = lab.client.connect("sctp", "10.8.0.1:2911", 6);
+        let counts = counted(&six);
+        assert_eq!((counts["10.9.0.1"], counts["10.9.0.2"]), (4, 2), "{six:?}");
+        assert_eq!(
+            lab.client.connect("sctp", "[fd08::1]:2905", 4),
+            ["fd09::1", "fd09::2", "fd09::1", "fd09::2"]
+        );
+        let again = lab.gateway.apply(&request);
+        assert_eq!(again["changed"], json!(false));
+    }
+}
+
+/// Four DCCP requests, by RFC 4340, 5.1 and 9.1, from a port each.
+const DCCP_REQUESTS: &str = r#"
+import socket, struct
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, 33)
+addresses = socket.inet_aton("10.8.0.2") + socket.inet_aton("10.8.0.1")
+for port in range(4000, 4004):
+    request = lambda checksum: struct.pack("!HHBBHBBHII", port, 5308, 5, 0, checksum, 1, 0, 0, 1, 1)
+    words = addresses + struct.pack("!HH", 33, 20) + request(0)
+    total = sum(struct.unpack(f"!{len(words) // 2}H", words))
+    total = (total & 0xFFFF) + (total >> 16)
+    raw.sendto(request(~((total & 0xFFFF) + (total >> 16)) & 0xFFFF), ("10.8.0.1", 0))
+"#;
+
+/// Not every kernel tracks all that it can balance: Linux 6.18 no longer tracks
+/// DCCP. The kernel itself says here whether it does: only the first packet of a
+/// connection comes through the nat table.
+#[test]
+fn what_the_kernel_does_not_track_is_warned_of() {
+    for variant in VARIANTS {
+        let lab = Lab::new();
+        let request = |protocol: &str| {
+            json!({
+                "name": "W", "variant": variant, "protocol": protocol, "destination_port": 5308,
+                "backends": "10.9.0.1,10.9.0.2",
+            })
+        };
+        for protocol in ["tcp", "udp", "sctp"] {
+            let result = lab.gateway.apply(&request(protocol));
+            assert_eq!(result["warnings"], json!([]), "{result}");
+        }
+        let warnings = lab.gateway.apply(&request("dccp"))["warnings"].to_string();
+        lab.client.run(&["python3", "-c", DCCP_REQUESTS]);
+        let dump = lab
+            .gateway
+            .run(&[&format!("iptables-{variant}-save"), "-c", "-t", "nat"]);
+        let jump = dump.lines().find(|line| line.ends_with("-j W")).unwrap();
+        let is_tracked = match jump.split([':', '[']).nth(1) {
+            Some("4") => true,
+            Some("1") => false,
+            other => panic!("{other:?} in {dump}"),
+        };
+        let is_told = warnings.contains("does not track dccp connections");
+        assert_eq!(is_told, !is_tracked, "{warnings}\n{dump}");
+    }
+}
+
+#[test]
 fn only_what_is_named_is_balanced() {
     for variant in VARIANTS {
         let mut lab = Lab::new();

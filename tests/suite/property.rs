@@ -43,7 +43,11 @@ fn backends() -> impl Strategy<Value = Vec<Value>> {
         .prop_map(|(host, port, weight)| (format!("10.9.0.{host}"), port, weight));
     let ipv6 = (1..5_u8, prop::option::of(1..3_u16), 0..6_u32)
         .prop_map(|(host, port, weight)| (format!("fd09::{host}"), port, weight));
-    prop::collection::vec(prop_oneof![3 => ipv4, 1 => ipv6], 1..9).prop_map(|mut list| {
+    let backend = prop_oneof![3 => ipv4, 1 => ipv6];
+    let some = prop::collection::vec(backend.clone(), 1..9);
+    // Enough for chains below chains, also by chance.
+    let many = prop::collection::vec(backend, 24..40);
+    prop_oneof![3 => some, 1 => many].prop_map(|mut list| {
         list.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
         list.dedup_by(|a, b| (&a.0, a.1) == (&b.0, b.1));
         let entry = |(address, port, weight): (String, Option<u16>, u32)| json!({"address": address, "port": port, "weight": weight});
