@@ -182,3 +182,46 @@ fn playbooks_and_policies_run_a_gateway_alike() {
         }
     }
 }
+
+#[test]
+fn playbooks_and_policies_tell_alike_why_they_had_to_give_up() {
+    for front in [Front::Playbook, Front::Policy] {
+        for variant in VARIANTS {
+            let mut host = Namespace::new("u");
+            let request = json!({
+                "name": "W", "variant": variant, "destination_port": 5308, "backends": "10.9.0.1", "wait": 1,
+                "ip_forward": true,
+            });
+            let gives_up = |host: &Namespace, reason: &str| {
+                let before = host.dump(variant);
+                let failed = front.ask(host, &request);
+                assert_eq!(failed.outcome, Err(()), "{front:?} {}", failed.said);
+                assert!(failed.said.contains(reason), "{front:?} {}", failed.said);
+                assert_eq!(host.dump(variant), before);
+            };
+            let locked = |name: &str| {
+                let lock = fs::File::create(host.scratch().join(name)).unwrap();
+                lock.lock().unwrap();
+                lock
+            };
+
+            let lock = locked("balance.lock");
+            gives_up(&host, "another run held the lock");
+            drop(lock);
+
+            if variant == "legacy" {
+                let lock = locked("xtables.lock");
+                gives_up(&host, "another program held the xtables lock");
+                drop(lock);
+            }
+
+            host.hidden = Some("/proc/sys/net/ipv4");
+            gives_up(
+                &host,
+                "ip_forward: cannot tell whether this host forwards IPv4",
+            );
+            host.hidden = None;
+            front.settle(&host, &request);
+        }
+    }
+}

@@ -31,6 +31,8 @@ pub struct Namespace {
     scratch: tempfile::TempDir,
     /// What stands in for `/etc` in here.
     pub etc: Option<PathBuf>,
+    /// A directory of which nothing is seen in here.
+    pub hidden: Option<&'static str>,
 }
 
 impl Namespace {
@@ -43,6 +45,7 @@ impl Namespace {
             servers: Vec::new(),
             scratch,
             etc: None,
+            hidden: None,
         };
         namespace.run(&["ip", "link", "set", "lo", "up"]);
         namespace.forward(true);
@@ -90,12 +93,15 @@ impl Namespace {
 
     /// A command in here, with an xtables lock of its own.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        const BIND: &str = "mount --bind \"$0\" /etc && exec \"$@\"";
+        let etc = self.etc.as_ref();
+        let etc = etc.map(|etc| format!("mount --bind {} /etc && ", etc.display()));
+        let hide = |directory| format!("mount -t tmpfs nothing {directory} && ");
+        let mounts = etc.into_iter().chain(self.hidden.map(hide));
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.name]);
-        if let Some(etc) = &self.etc {
-            command.args(["unshare", "--mount", "sh", "-c", BIND]);
-            command.arg(etc);
+        let script = mounts.collect::<String>() + "exec \"$@\"";
+        if script.starts_with("mount") {
+            command.args(["unshare", "--mount", "sh", "-c", &script, "-"]);
         }
         command.args(arguments);
         command.env("XTABLES_LOCKFILE", self.scratch().join("xtables.lock"));
