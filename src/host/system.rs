@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
+use rustix::thread::{CapabilitySet, capabilities};
 
 use super::lock::xtables_held;
 use super::programs::Programs;
@@ -109,7 +110,7 @@ impl Host for System {
     }
 
     fn lock(&self) -> Result<Lock> {
-        Lock::take(self.patience())
+        Lock::take(self.patience()).map_err(with_lack_of_right)
     }
 
     fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Box<dyn Reading + 'a> {
@@ -149,10 +150,12 @@ impl Host for System {
             }
             code => {
                 let error = process::failure(&program, &finished.stderr, code);
-                Err(match refused_line(&finished.stderr, transaction) {
-                    Some(line) => anyhow!("{error}, at `{line}`"),
-                    None => error,
-                })
+                Err(with_lack_of_right(
+                    match refused_line(&finished.stderr, transaction) {
+                        Some(line) => anyhow!("{error}, at `{line}`"),
+                        None => error,
+                    },
+                ))
             }
         }
     }
@@ -235,6 +238,18 @@ impl Host for System {
     }
 }
 
+/// What iptables says where it lacks the right is not always to the point.
+fn with_lack_of_right(error: Error) -> Error {
+    let lacks = |right| capabilities(None).is_ok_and(|sets| !sets.effective.contains(right));
+    match lacks(CapabilitySet::NET_ADMIN) {
+        false => error,
+        true => anyhow!(
+            "{error:#} (iptables needs the capability CAP_NET_ADMIN, which this process has not: \
+             run it as root, as with `become: true`, or give its container that capability)"
+        ),
+    }
+}
+
 /// An `iptables-save` that was started, unless there can be nothing to read.
 struct Save<'a> {
     host: &'a System,
@@ -273,7 +288,7 @@ impl Reading for Save<'_> {
                 }
                 read => {
                     let reading = || format!("reading the {} rules", self.family.title());
-                    return read.with_context(reading);
+                    return read.map_err(with_lack_of_right).with_context(reading);
                 }
             }
         }

@@ -210,27 +210,50 @@ fn a_dump_that_is_cut_off_is_not_acted_on() {
     }
 }
 
+/// As an ordinary user, and as root in a container that may do little.
 #[test]
 fn without_the_right_it_says_so_and_changes_nothing() {
-    let namespace = Namespace::new("y");
-    let output = namespace.feed(
-        &[
-            "setpriv",
-            "--reuid=65534",
-            "--clear-groups",
-            "--bounding-set=-all",
-            "--inh-caps=-all",
-            PROGRAM,
-        ],
-        &hubs("legacy", "10.9.0.1").to_string(),
-    );
-    let result: Value =
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", shown(&output)));
-    assert_eq!(
-        (&result["failed"], &result["changed"]),
-        (&json!(true), &json!(false)),
-        "{result}"
-    );
+    const USER: &[&str] = &["setpriv", "--reuid=65534", "--clear-groups"];
+    const CONTAINER: &[&str] = &[
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        "mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec \"$@\"",
+        "-",
+        "setpriv",
+    ];
+    for variant in VARIANTS {
+        let namespace = Namespace::new("y");
+        for changed in [json!(true), json!(false)] {
+            let before = namespace.dump(variant);
+            for (surroundings, rights) in [(USER, "-all"), (CONTAINER, "-net_admin")] {
+                let (bounds, inherited) = (
+                    format!("--bounding-set={rights}"),
+                    format!("--inh-caps={rights}"),
+                );
+                let command = [surroundings, &[&bounds, &inherited, PROGRAM]].concat();
+                let request = hubs(variant, "10.9.0.1,10.9.0.2");
+                let output = namespace.feed(&command, &request.to_string());
+                let result: Value = serde_json::from_slice(&output.stdout)
+                    .unwrap_or_else(|_| panic!("{}", shown(&output)));
+                assert_eq!(
+                    (&result["failed"], &result["changed"]),
+                    (&json!(true), &json!(false)),
+                    "{result}"
+                );
+                let message = result["msg"].as_str().unwrap();
+                assert!(
+                    message.contains("needs the capability CAP_NET_ADMIN"),
+                    "{message}"
+                );
+                assert_eq!(namespace.dump(variant), before);
+            }
+            // Then the same where there are rules already.
+            let other = namespace.apply(&hubs(variant, "10.9.0.3"));
+            assert_eq!(other["changed"], changed);
+        }
+    }
 }
 
 /// After a failure the shares are those that the rules give which are there.
