@@ -449,7 +449,7 @@ impl<H: Host> Errand<'_, H> {
     fn undo(&self, outcome: &mut Outcome) -> String {
         let attempt = || -> Result<()> {
             let foretold = foretold(self.request, &outcome.before, &outcome.steps);
-            let found = with_origins(self.look(Counters::Left)?, &foretold);
+            let found = with_origins(self.look(Counters::Taken)?, &foretold);
             self.write(&back(&outcome.before, &found), &found, &mut || {})
         };
         let undone = unpanicked(attempt);
@@ -511,8 +511,13 @@ fn with_origins(found: State, foretold: &State) -> State {
         for (table, owned) in &mut ruleset.tables {
             let foretold = foretold.rules.get(&family);
             let known = foretold.and_then(|foretold| foretold.tables.get(table));
-            if let Some(known) = known.filter(|known| known.chains == owned.chains) {
-                owned.chains = known.chains.clone();
+            let Some(known) = known.filter(|known| known.chains == owned.chains) else {
+                continue;
+            };
+            for (chain, known) in owned.chains.values_mut().zip(known.chains.values()) {
+                for (rule, known) in chain.rules.iter_mut().zip(&known.rules) {
+                    rule.fresh = known.fresh;
+                }
             }
         }
         (family, ruleset.into())

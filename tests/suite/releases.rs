@@ -122,6 +122,44 @@ fn with_an_old_nft_what_leads_in_keeps_its_place() {
     assert_eq!(ours(leads()), ours(before));
 }
 
+/// There chains are filled anew when an undo changes something in them: also
+/// rules that were never touched keep what they counted, even if somebody else
+/// wrote into the chain meanwhile.
+#[test]
+fn with_an_old_nft_an_undo_loses_no_counters() {
+    const REFUSES: &str = "#!/bin/sh\ncat >/dev/null\nexit 1\n";
+    const SPOILS: &str =
+        "#!/bin/sh\ncat >/dev/null\niptables-nft -t nat -I W -p tcp -j RETURN\nexit 1\n";
+    let namespace = Namespace::new("o");
+    let request =
+        |backends: &str| json!({"name": "W", "destination_port": 80, "backends": backends});
+    namespace.apply(&request("10.9.0.1,10.9.0.2,10.9.0.3"));
+    let counted = || {
+        let dump = namespace.run(&["iptables-nft-save", "-c", "-t", "nat"]);
+        let ours = dump.lines().filter(|line| line.contains("-A W "));
+        ours.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let rules = counted().into_iter().enumerate().map(|(at, line)| {
+        let rule = line.split_once("-A W ").unwrap().1.to_owned();
+        format!("-A W -c {at}7 {at}700 {rule}\n")
+    });
+    let rules: String = rules.collect();
+    namespace.restore(
+        "iptables-nft-restore",
+        &format!("*nat\n-F W\n{rules}COMMIT\n"),
+    );
+    let before = counted();
+    assert!(before[2].starts_with("[27:2700]"), "{before:?}");
+    for other_family in [REFUSES, SPOILS] {
+        let stand_ins = [OLD_SAVE, OLD_RESTORE, ("ip6tables-restore", other_family)];
+        let failed = namespace
+            .ask_with_stand_ins(&stand_ins, &request("10.9.0.1,10.9.0.2,10.9.0.4,fd09::1"));
+        let message = failed["msg"].to_string();
+        assert!(message.contains("the host is as before"), "{message}");
+        assert_eq!(counted(), before);
+    }
+}
+
 /// An old version that calls itself a new one: what it leaves out is noticed,
 /// and done then.
 #[test]
