@@ -10,10 +10,11 @@ IPv6 addresses go in brackets: [fd00::1]:80. Of SCTP, which few kernels have soc
 association and the answer to it (RFC 9260, 3.3.2 and 3.3.3), through raw sockets.
 """
 import argparse
-import itertools
+import random
 import selectors
 import socket
 import struct
+import time
 
 KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "sctp": socket.SOCK_RAW}
 INIT, INIT_ACK = 1, 2
@@ -46,9 +47,9 @@ def sctp(ports, tag, kind, text):
 
 
 def read_sctp(family, packet):
-    """The ports, the chunk's kind and its text; None unless the checksum is right."""
+    """The ports, the chunk's kind and its text; None unless it is whole and the checksum right."""
     packet = packet[(packet[0] & 15) * 4:] if family == socket.AF_INET else packet
-    if with_checksum(packet) != packet:
+    if len(packet) < 36 or with_checksum(packet) != packet:
         return None
     length = struct.unpack("!H", packet[34:36])[0]
     return struct.unpack("!HH", packet[:4]), packet[12], packet[36:32 + length]
@@ -94,10 +95,11 @@ def serve(kind, endpoints, peer):
 
 
 def ask_sctp(family, address, source, timeout):
+    deadline = time.monotonic() + timeout
     with opened(family, socket.SOCK_RAW, None) as client:
-        client.settimeout(timeout)
         client.sendto(sctp((source, address[1]), 0, INIT, b"?"), (address[0], 0))
         while True:
+            client.settimeout(max(deadline - time.monotonic(), 0.001))
             answer = read_sctp(family, client.recv(256))
             if answer and answer[0] == (address[1], source) and answer[1] == INIT_ACK:
                 return answer[2].decode()
@@ -106,7 +108,9 @@ def ask_sctp(family, address, source, timeout):
 def ask(kind, target, count, source, timeout):
     family, address = endpoint(target)
     if kind == socket.SOCK_RAW:
-        for port in itertools.islice(itertools.count(source or 40_000), count):
+        first = random.randrange(32_768, 60_000)
+        for number in range(count):
+            port = source or first + number
             try:
                 print(ask_sctp(family, address, port, timeout))
             except OSError as error:

@@ -309,7 +309,7 @@ fn logged(promise: &Promise, report: &Report, run: Run) -> Vec<Log> {
         logs.push(log(Level::Error, &promise.worded(&report.msg)));
         return logs;
     }
-    let steps = &report.changes.what;
+    let steps = &report.changes.value;
     let shown = steps.reported().take(MOST_CHANGES);
     logs.extend(shown.map(|change| match run {
         Run::Apply => log(Level::Info, &done(&change)),

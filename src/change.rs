@@ -16,7 +16,7 @@ pub struct Change {
     pub family: Family,
     /// Where.
     pub table: Table,
-    /// Where: one name for all the steps there, of which there may be thousands.
+    /// Where: a name that the edits of a chain share, of which there may be thousands.
     pub chain: Arc<str>,
     /// What.
     pub action: Action,

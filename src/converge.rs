@@ -4,16 +4,18 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 
 use anyhow::{Context, Result, bail};
 
+use crate::attempts::{Attempt, Course, Done, somebody_else_wrote};
 use crate::besides::{self, Besides, Effect, File};
 use crate::change::{Change, applied};
 use crate::diff;
 use crate::disconnect;
 use crate::glance::{self, Counters, Glance, Read};
 use crate::guard::guarded;
-use crate::guards::{self, Facts};
+use crate::guards::{self, Facts, Questions};
 use crate::host::{Host, Scope};
 use crate::net::{Family, Table};
 use crate::outcome::{Outcome, Run, State, Steps};
@@ -24,23 +26,9 @@ use crate::ruleset::Ruleset;
 use crate::saved;
 use crate::warnings;
 
-/// What somebody else knows or does, while the host is busy and this program
-/// would only wait.
-pub trait Meanwhile {
-    /// What was read of the host already, if there is such: that need not be
-    /// read again to see that there is nothing to do.
-    fn glance(&mut self) -> Option<Glance> {
-        None
-    }
-
-    /// What is done while the first of these steps is carried out.
-    fn while_writing(&mut self, _steps: &Steps) {}
-}
-
-/// Nobody.
-impl Meanwhile for () {}
-
-/// Does what the request asks for.
+/// Does what the request asks for. What was read of the host before, if there
+/// is such, need not be read again to see that there is nothing to do. While
+/// the steps are carried out `meanwhile` is done too, if it can be.
 ///
 /// # Errors
 /// When the host cannot be read, or the request would do harm there. Nothing
@@ -49,7 +37,8 @@ pub fn converge(
     host: &impl Host,
     request: &Request,
     run: Run,
-    meanwhile: &mut impl Meanwhile,
+    glance: impl FnOnce() -> Option<Glance>,
+    meanwhile: impl FnOnce(&Steps) + Send,
 ) -> Result<Outcome> {
     let plan = plan_for(host, request);
     let facts = match request.balancer() {
@@ -66,8 +55,7 @@ pub fn converge(
         files: files(host, request, &plan)?,
         plan,
     };
-    let glance = meanwhile.glance().unwrap_or_default();
-    let mut before = errand.look_on(glance, Counters::Left)?;
+    let mut before = errand.look_on(glance().unwrap_or_default(), Counters::Left)?;
     if let Some(family) = besides::unknown_forwarding(request, &errand.plan, &before.besides) {
         bail!(
             "ip_forward: cannot tell whether this host forwards {}, since {} cannot be read",
@@ -93,31 +81,39 @@ pub fn converge(
     told.extend(ending.warning.clone());
     told.extend(still_at_boot(host, request));
     steps.effects.extend(ending.effects());
-    let is_done = run == Run::Check || steps.is_empty();
-    let mut outcome = Outcome {
+    let outcome = |before: State, steps, after| Outcome {
         variant: host.variant(),
-        after: match is_done {
-            true => foretold(request, &before, &steps),
-            false => before.clone(),
-        },
         before,
+        after,
         steps,
         warnings: told,
         failure: None,
+        attempts: 0,
     };
-    if is_done {
-        return Ok(outcome);
+    if run == Run::Check || steps.is_empty() {
+        let after = foretold(request, &before, &steps);
+        return Ok(outcome(before, steps, after));
     }
-    let mut first = Some(meanwhile);
-    let mut busy = || {
-        if let Some(meanwhile) = first.take() {
-            meanwhile.while_writing(&outcome.steps);
+    let first = Attempt { steps, before };
+    let mut course = Course::default();
+    let carried_out = thread::scope(|scope| {
+        let beside = thread::Builder::new().spawn_scoped(scope, || meanwhile(&first.steps));
+        let carried_out = unpanicked(|| errand.carry_out(&first, &mut course));
+        // It matters to nobody else whether that went well.
+        beside.map(|beside| beside.join().ok()).ok();
+        carried_out
+    });
+    let attempts = 1 + course.further.len();
+    let (Attempt { steps, before }, last) = course.told(first);
+    let mut outcome = outcome(before.clone(), steps, before);
+    outcome.attempts = attempts;
+    match carried_out {
+        Ok(after) => {
+            outcome.after = after;
+            outcome.warnings.extend(now_known(host, request, &facts));
         }
-    };
-    match unpanicked(|| errand.carry_out(&outcome.steps, &outcome.before, &mut busy)) {
-        Ok(after) => outcome.after = after,
         Err(error) => {
-            let undone = errand.undo(&mut outcome);
+            let undone = errand.undo(&mut outcome, last.as_ref());
             outcome.failure = Some(format!("{error:#}; {undone}"));
             return Ok(outcome);
         }
@@ -129,13 +125,19 @@ pub fn converge(
             effects.extend(ended);
         }
         Err(error) => {
-            let undone = errand.undo(&mut outcome);
+            let undone = errand.undo(&mut outcome, last.as_ref());
             outcome.failure = Some(format!(
                 "{error:#}; but for connections that have ended already, {undone}"
             ));
         }
     }
     Ok(outcome)
+}
+
+/// The first rule in the nat table can be what makes the kernel track connections.
+fn now_known(host: &impl Host, request: &Request, facts: &Facts) -> Option<String> {
+    let balancer = request.balancer().filter(|_| !facts.is_untracked)?;
+    guards::untracked(balancer, &host.facts(&Questions::of_tracking(balancer)))
 }
 
 /// What has begun is brought to an end or undone, even if there is a bug in it,
@@ -383,37 +385,42 @@ impl<H: Host> Errand<'_, H> {
     ///
     /// Others may write at the same time, and make a write fail or undo it. Then
     /// what there is by now is compared anew, a few times.
-    fn carry_out(&self, steps: &Steps, before: &State, busy: &mut dyn FnMut()) -> Result<State> {
+    fn carry_out(&self, first: &Attempt, course: &mut Course) -> Result<State> {
         const ATTEMPTS: usize = 3;
-        let mut anew: Option<(Steps, State)> = None;
-        let mut attempt = 1;
         loop {
-            let (steps, before) = match &anew {
-                Some((steps, before)) => (steps, before),
-                None => (steps, before),
-            };
-            let error = match self.write_and_look(steps, before, busy) {
+            let attempt = course.further.last().unwrap_or(first);
+            let mut done = Done::default();
+            let error = match self.write_and_look(attempt, &mut done) {
                 Ok(after) => return Ok(after),
                 Err(error) => error,
             };
             let now = self.look(Counters::Taken)?;
-            let after = foretold(self.request, before, steps);
-            if attempt == ATTEMPTS || !somebody_else_wrote(before, &after, &now) {
+            let after = foretold(self.request, &attempt.before, &attempt.steps);
+            let is_last = course.further.len() + 1 == ATTEMPTS;
+            if is_last || !somebody_else_wrote(&attempt.before, &after, &now) {
                 return Err(error);
             }
-            anew = Some((self.missing(&now), now));
-            attempt += 1;
+            // Also where it was done and said to be refused.
+            let reads_like = |state: &State, family: &Family| {
+                let rules = state.rules.get(family).zip(now.rules.get(family));
+                rules.is_some_and(|(then, now)| then.reads_like(now))
+            };
+            let is_done = |family: &Family| {
+                reads_like(&after, family) && !reads_like(&attempt.before, family)
+            };
+            done.families
+                .extend(Family::BOTH.into_iter().filter(is_done));
+            course.done.push(done);
+            course.further.push(Attempt {
+                steps: self.missing(&now),
+                before: now,
+            });
         }
     }
 
     /// Writes, reads again, and compares: what is found decides.
-    fn write_and_look(
-        &self,
-        steps: &Steps,
-        before: &State,
-        busy: &mut dyn FnMut(),
-    ) -> Result<State> {
-        self.write(steps, before, busy)?;
+    fn write_and_look(&self, attempt: &Attempt, done: &mut Done) -> Result<State> {
+        self.write(&attempt.steps, &attempt.before, done)?;
         let after = self.look(Counters::Left)?;
         let missing = self.missing(&after);
         if !missing.is_empty() {
@@ -426,31 +433,38 @@ impl<H: Host> Errand<'_, H> {
     }
 
     /// One transaction for each family that has changes, and then the rest.
-    fn write(&self, steps: &Steps, found: &State, busy: &mut dyn FnMut()) -> Result<()> {
+    fn write(&self, steps: &Steps, found: &State, done: &mut Done) -> Result<()> {
         let nothing = Ruleset::default();
         for family in Family::BOTH {
             let found = found.rules.get(&family).map_or(&nothing, AsRef::as_ref);
             for transaction in restore::transactions(&steps.changes, family, found) {
-                self.host.restore(family, &transaction, busy)?;
+                self.host.restore(family, &transaction)?;
             }
+            done.families.insert(family);
         }
         for effect in &steps.effects {
             match effect {
                 Effect::Forwarding { family, on } => self.host.set_forwarding(*family, *on)?,
                 Effect::Write { path, text, .. } => self.host.store(path, text.as_deref())?,
-                Effect::Disconnect(_) => {}
+                Effect::Disconnect(_) => continue,
             }
+            done.effects += 1;
         }
         Ok(())
     }
 
-    /// Puts back what was there. Returns the state of the host as a clause, and
-    /// corrects the outcome to it.
-    fn undo(&self, outcome: &mut Outcome) -> String {
+    /// Puts back what was there, after the outcome's steps or the last attempt.
+    /// Returns the state of the host as a clause, and corrects the outcome to it.
+    fn undo(&self, outcome: &mut Outcome, last: Option<&Attempt>) -> String {
         let attempt = || -> Result<()> {
-            let foretold = foretold(self.request, &outcome.before, &outcome.steps);
+            let (steps, before) = match last {
+                Some(last) => (&last.steps, &last.before),
+                None => (&outcome.steps, &outcome.before),
+            };
+            let foretold = foretold(self.request, before, steps);
             let found = with_origins(self.look(Counters::Taken)?, &foretold);
-            self.write(&back(&outcome.before, &found), &found, &mut || {})
+            let back = back(&outcome.before, &found);
+            self.write(&back, &found, &mut Done::default())
         };
         let undone = unpanicked(attempt);
         let found = match unpanicked(|| self.look(Counters::Left)) {
@@ -476,18 +490,6 @@ impl<H: Host> Errand<'_, H> {
             ),
         }
     }
-}
-
-/// Whether a family has neither what it had nor what it was to get.
-fn somebody_else_wrote(before: &State, after: &State, now: &State) -> bool {
-    let is_odd = |(family, now): (&Family, &Arc<Ruleset>)| {
-        let reads_like = |state: &State| {
-            let rules = state.rules.get(family);
-            rules.is_some_and(|rules| rules.reads_like(now))
-        };
-        !reads_like(before) && !reads_like(after)
-    };
-    now.rules.iter().any(is_odd)
 }
 
 /// The steps that lead back.

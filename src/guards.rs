@@ -39,6 +39,17 @@ pub struct Questions {
     pub tracking: Option<Protocol>,
 }
 
+impl Questions {
+    /// Whether the balancer's connections are tracked, and nothing else.
+    #[must_use]
+    pub fn of_tracking(balancer: &Balancer) -> Self {
+        Self {
+            tracking: Some(balancer.protocol),
+            ..Self::default()
+        }
+    }
+}
+
 /// What is to be asked, where forwarding is as given.
 #[must_use]
 pub fn questions(balancer: &Balancer, forwarding: &BTreeMap<Family, bool>) -> Questions {
@@ -67,7 +78,7 @@ pub fn questions(balancer: &Balancer, forwarding: &BTreeMap<Family, bool>) -> Qu
         ssh: balancer.protocol == Protocol::Tcp,
         route_localnet: names_loopback || backends().any(|backend| backend.address.is_loopback()),
         forwarding: Family::BOTH.into_iter().any(is_off),
-        tracking: Some(balancer.protocol),
+        ..Questions::of_tracking(balancer)
     }
 }
 
@@ -101,11 +112,12 @@ pub fn check(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> 
 
 /// What is not tracked has no ports for the kernel, so that all of a client is
 /// one connection.
-fn untracked(balancer: &Balancer, facts: &Facts) -> Option<String> {
+#[must_use]
+pub fn untracked(balancer: &Balancer, facts: &Facts) -> Option<String> {
     facts.is_untracked.then(|| {
         format!(
-            "protocol: this kernel does not track {} connections, so all that a client sends goes to one server, \
-             and to the port that it was addressed to",
+            "protocol: this kernel does not track {0} connections, so all that a client sends goes to one server, \
+             and to the port that it was addressed to; it takes a kernel that does, or its module nf_conntrack_proto_{0}",
             balancer.protocol.as_str()
         )
     })

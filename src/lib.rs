@@ -27,13 +27,15 @@
 //! [`align`]. What is not a rule that runs goes the same way through
 //! [`besides`], [`saved`] and [`disconnect`]. [`guards`] and [`warnings`] say
 //! what would do harm, and what should be known. [`converge`] does it all on a
-//! [`host`], which is read by [`glance`], with an [`outcome`] of which
-//! [`distribution`] and [`report`] tell; [`ansible`], [`cfengine`], [`json`] and
-//! [`cli`] are the front ends, of which none knows another.
+//! [`host`], which is read by [`glance`], in several [`attempts`] where others
+//! write too, with an [`outcome`] of which [`distribution`] and [`report`] tell;
+//! [`ansible`], [`cfengine`], [`json`] and [`cli`] are the front ends, of which
+//! none knows another.
 
 pub mod align;
 pub mod ansible;
 pub mod asked;
+pub mod attempts;
 pub mod besides;
 pub mod cfengine;
 pub mod change;

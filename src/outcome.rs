@@ -66,6 +66,8 @@ pub struct Outcome {
     pub warnings: Vec<String>,
     /// Why it failed, and in what state the host is.
     pub failure: Option<String>,
+    /// How often it was tried: more than once where others wrote too.
+    pub attempts: usize,
 }
 
 impl Outcome {

@@ -1,15 +1,13 @@
 //! A request on this host: what every front end that acts has in common.
 
-use std::mem;
-
 use anyhow::{Result, anyhow};
 
-use crate::converge::{Meanwhile, converge};
+use crate::converge::converge;
 use crate::glance::{Glance, Glancing};
 use crate::host::{System, lookup};
 use crate::outcome::{Run, Steps};
-use crate::report::{Beforehand, Report, Told, planned_shares, worded};
-use crate::request::{BadRequest, Draft, Request, State};
+use crate::report::{Beforehand, Report};
+use crate::request::{BadRequest, Draft, State};
 
 /// Carries out a request, or foretells what that would do; with before and
 /// after, if `diff`.
@@ -32,48 +30,22 @@ fn perform(draft: Draft, run: Run, diff: bool) -> Result<Report> {
     let glancing = host_to_read.map(|host| Glance::begin(host, &draft.name));
     let request = draft.resolve(&lookup)?;
     let host = opened.as_ref().map_err(|error| anyhow!("{error:#}"))?;
-    let mut teller = Teller {
-        request: &request,
-        glancing,
-        told: Beforehand::default(),
+    let told = Beforehand::default();
+    // Worded while the host prints, or else while it takes in what is new.
+    let glance = || {
+        if glancing
+            .as_ref()
+            .is_some_and(|glancing| !glancing.is_ready())
+        {
+            told.word_shares(&request);
+        }
+        glancing.map(Glancing::finish)
     };
-    let outcome = converge(host, &request, run, &mut teller)?;
-    let told = mem::take(&mut teller.told);
-    drop(teller);
-    let mut report = Report::new(&request, outcome, told, run, diff);
-    report.take_along((draft, request));
-    Ok(report)
-}
-
-/// Words the result while the host prints, or else while it takes in what is
-/// new.
-struct Teller<'a> {
-    request: &'a Request,
-    glancing: Option<Glancing<'a>>,
-    told: Beforehand,
-}
-
-impl Teller<'_> {
-    fn word_shares(&mut self) {
-        if self.told.shares.is_none() {
-            self.told.shares = Some(Told::worded(planned_shares(self.request)));
-        }
-    }
-}
-
-impl Meanwhile for Teller<'_> {
-    fn glance(&mut self) -> Option<Glance> {
-        let glancing = self.glancing.take()?;
-        if !glancing.is_ready() {
-            self.word_shares();
-        }
-        Some(glancing.finish())
-    }
-
-    fn while_writing(&mut self, steps: &Steps) {
-        self.word_shares();
-        if steps.effects.is_empty() {
-            self.told.changes = worded(steps);
-        }
-    }
+    let meanwhile = |steps: &Steps| {
+        told.word_shares(&request);
+        told.word_steps(steps);
+    };
+    let outcome = converge(host, &request, run, glance, meanwhile)?;
+    let report = Report::new(&request, outcome, told, run, diff);
+    Ok(report.with_asked(draft, request))
 }

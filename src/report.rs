@@ -1,11 +1,12 @@
-//! The outcome of a run in the terms of the contract, before any protocol
-//! words it. Ansible and plain JSON send it as it is.
+//! The outcome of a run in the terms of the contract. Ansible and plain JSON
+//! send it as it is, and parts of it may be in the words of JSON in advance; the
+//! other front ends word it themselves.
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
@@ -17,7 +18,7 @@ use crate::distribution;
 use crate::host::Variant;
 use crate::net::{Family, Table};
 use crate::outcome::{Outcome, Run, State, Steps};
-use crate::request::{Backend, Balancer, Name, Pool, Request, State as Wish, Wanted};
+use crate::request::{Backend, Balancer, Draft, Name, Pool, Request, State as Wish, Wanted};
 use crate::ruleset::{Chain, Owned, SavedRule};
 use crate::statistic::Share;
 
@@ -47,17 +48,24 @@ pub struct Report {
     pub iptables_version: Option<String>,
     /// What was changed, or would be, in order.
     #[schemars(with = "Vec<ReportedChange<'_>>")]
-    pub changes: Told<Steps>,
+    pub changes: Worded<Steps>,
     /// What each backend gets by the rules as they stand then.
     #[schemars(with = "Vec<ReportedShare>")]
-    pub distribution: Told<Vec<ReportedShare>>,
+    pub distribution: Worded<Vec<ReportedShare>>,
     /// What the balancer owned before and owns then, when it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diff: Option<Diff>,
     /// What it was made from. To take that apart is a tenth of a run with
     /// thousands of backends, and a waste right before the program ends.
     #[serde(skip)]
-    leftovers: Vec<Box<dyn Any>>,
+    leftovers: Leftovers,
+}
+
+/// What is of no use once a report is made.
+#[derive(Debug, Default)]
+struct Leftovers {
+    _outcome: Option<Outcome>,
+    asked: Option<(Draft, Request)>,
 }
 
 /// One step. What does not apply to it is left out.
@@ -100,56 +108,58 @@ pub struct ReportedShare {
     pub share: f64,
 }
 
-/// Something of the result, perhaps in the words of JSON already: with thousands
-/// of backends these take a while, in which others can work.
+/// A part of the result, perhaps in JSON already: with thousands of backends that
+/// takes a while, in which others can work.
 #[derive(Clone, Debug, Default)]
-pub struct Told<T> {
+pub struct Worded<T> {
     /// What it is.
-    pub what: T,
-    words: Words,
+    pub value: T,
+    json: Option<Box<RawValue>>,
 }
 
-/// JSON, where something was worded in advance.
-pub type Words = Option<Box<RawValue>>;
-
-impl<T: Serialize> Told<T> {
+impl<T: Serialize> Worded<T> {
     /// Words it now.
     #[must_use]
-    pub fn worded(what: T) -> Self {
+    pub fn now(value: T) -> Self {
         Self {
-            words: worded(&what),
-            what,
+            json: to_raw_value(&value).ok(),
+            value,
         }
     }
 }
 
-impl<T> From<T> for Told<T> {
-    fn from(what: T) -> Self {
-        Self { what, words: None }
+impl<T> From<T> for Worded<T> {
+    fn from(value: T) -> Self {
+        Self { value, json: None }
     }
 }
 
-/// What could be worded before the outcome was known.
+impl<T: Serialize> Serialize for Worded<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.json {
+            Some(json) => json.serialize(serializer),
+            None => self.value.serialize(serializer),
+        }
+    }
+}
+
+/// What is worded before the outcome is known, by whoever has the time.
 #[derive(Debug, Default)]
 pub struct Beforehand {
-    /// What each backend is to get.
-    pub shares: Option<Told<Vec<ReportedShare>>>,
-    /// The changes to be made, if there is nothing to do besides.
-    pub changes: Words,
+    shares: OnceLock<Worded<Vec<ReportedShare>>>,
+    steps: OnceLock<Option<Box<RawValue>>>,
 }
 
-/// Words it now.
-#[must_use]
-pub fn worded(what: &impl Serialize) -> Words {
-    to_raw_value(what).ok()
-}
+impl Beforehand {
+    /// Words what each backend is to get, if that is not yet done.
+    pub fn word_shares(&self, request: &Request) {
+        self.shares
+            .get_or_init(|| Worded::now(planned_shares(request)));
+    }
 
-impl<T: Serialize> Serialize for Told<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.words {
-            Some(words) => words.serialize(serializer),
-            None => self.what.serialize(serializer),
-        }
+    /// Words the steps that are to be carried out.
+    pub fn word_steps(&self, steps: &Steps) {
+        self.steps.get_or_init(|| to_raw_value(steps).ok());
     }
 }
 
@@ -168,8 +178,7 @@ impl Steps {
 }
 
 /// What each backend gets if all is as planned, in the order asked for.
-#[must_use]
-pub fn planned_shares(request: &Request) -> Vec<ReportedShare> {
+fn planned_shares(request: &Request) -> Vec<ReportedShare> {
     shares(request, |pool| pool.arrangement.shares(pool.backends.len()))
 }
 
@@ -238,7 +247,8 @@ impl Report {
     }
 
     /// What came of the request, with before and after if they are wanted. What
-    /// was worded beforehand counts only where all went as it was to.
+    /// was worded beforehand counts only where all went as it was to at the first
+    /// attempt. Which connections were ended is known afterwards only.
     #[must_use]
     pub fn new(
         request: &Request,
@@ -249,6 +259,10 @@ impl Report {
     ) -> Self {
         let steps = std::mem::take(&mut outcome.steps);
         let as_foreseen = outcome.failure.is_none();
+        let ends_connections = |effect: &Effect| matches!(effect, Effect::Disconnect(_));
+        let is_as_worded =
+            as_foreseen && outcome.attempts == 1 && !steps.effects.iter().any(ends_connections);
+        let json = beforehand.steps.into_inner().flatten();
         Self {
             changed: !steps.is_empty(),
             failed: outcome.failure.is_some(),
@@ -267,24 +281,27 @@ impl Report {
                 before_header: format!("{} (before)", request.name.as_str()),
                 after_header: format!("{} (after)", request.name.as_str()),
             }),
-            changes: Told {
-                words: beforehand
-                    .changes
-                    .filter(|_| as_foreseen && steps.effects.is_empty()),
-                what: steps,
+            changes: Worded {
+                json: json.filter(|_| is_as_worded),
+                value: steps,
             },
-            distribution: match (as_foreseen, beforehand.shares) {
+            distribution: match (as_foreseen, beforehand.shares.into_inner()) {
                 (true, Some(shares)) => shares,
                 (true, None) => planned_shares(request).into(),
                 (false, _) => found_shares(request, &outcome).into(),
             },
-            leftovers: vec![Box::new(outcome)],
+            leftovers: Leftovers {
+                _outcome: Some(outcome),
+                asked: None,
+            },
         }
     }
 
-    /// Takes something along that is of no use any more.
-    pub fn take_along(&mut self, leftover: impl Any) {
-        self.leftovers.push(Box::new(leftover));
+    /// Takes along what was asked, which is of no use any more either.
+    #[must_use]
+    pub fn with_asked(mut self, draft: Draft, request: Request) -> Self {
+        self.leftovers.asked = Some((draft, request));
+        self
     }
 
     /// Writes it as one line of JSON.

@@ -35,7 +35,7 @@ pub fn report(report: &Report, style: Style) -> String {
     {
         text += &unified(diff, style);
     }
-    text += &table(&report.distribution.what, style);
+    text += &table(&report.distribution.value, style);
     if !report.failed {
         text += &report.msg;
         text.push('\n');

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::io::{FdFlags, fcntl_setfd};
 
+use super::rights;
+
 /// The lock, held until it is dropped; the kernel lets go of it when the
 /// process and those that it started have ended, however that comes about.
 #[derive(Debug)]
@@ -63,8 +65,9 @@ impl Lock {
             .mode(0o600);
         let file = options.open(path).with_context(|| {
             format!(
-                "cannot open the lock `{}`, which keeps two programs apart",
-                path.display()
+                "cannot open the lock `{}`, which keeps two programs apart{}",
+                path.display(),
+                rights::lacking()
             )
         })?;
         let deadline = Instant::now() + wait;

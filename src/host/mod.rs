@@ -11,6 +11,7 @@ mod netlink;
 mod nftables;
 mod process;
 mod programs;
+mod rights;
 mod system;
 
 use std::collections::BTreeMap;
@@ -81,21 +82,13 @@ pub struct Look<'a> {
 /// What is being read.
 pub trait Reading: Send {
     /// Whether there is nothing left to wait for.
-    fn is_ready(&self) -> bool {
-        true
-    }
+    fn is_ready(&self) -> bool;
 
     /// Waits for it: what is owned.
     ///
     /// # Errors
     /// When the dump cannot be had or is not whole.
     fn finish(self: Box<Self>) -> Result<Ruleset>;
-}
-
-impl<F: FnOnce() -> Result<Ruleset> + Send> Reading for F {
-    fn finish(self: Box<Self>) -> Result<Ruleset> {
-        self()
-    }
 }
 
 /// A host with iptables, of one variant.
@@ -115,12 +108,11 @@ pub trait Host: Sync {
     /// Begins to read what is owned.
     fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Box<dyn Reading + 'a>;
 
-    /// Runs one transaction of `iptables-restore --noflush`, and `busy` while
-    /// that works.
+    /// Runs one transaction of `iptables-restore --noflush`.
     ///
     /// # Errors
     /// When it was refused. What has come of it must then be read.
-    fn restore(&self, family: Family, transaction: &[u8], busy: &mut dyn FnMut()) -> Result<()>;
+    fn restore(&self, family: Family, transaction: &[u8]) -> Result<()>;
 
     /// Whether rules live in the other variant too, where both then act on
     /// every packet.

@@ -4,8 +4,7 @@
 use std::error::Error;
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, Write};
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,8 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow};
 use duct::{Expression, Handle, cmd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::fcntl_setpipe_size;
+
+use super::rights;
 
 /// What a finished program left behind.
 pub struct Finished {
@@ -31,7 +31,7 @@ fn command(program: &Path, arguments: &[&OsStr]) -> Expression {
         .unchecked()
 }
 
-/// Runs a program to its end with that input, and `busy` while that works.
+/// Runs a program to its end with that input.
 ///
 /// # Errors
 /// When it cannot be started, or took longer than `limit` and was killed.
@@ -40,19 +40,12 @@ pub fn run(
     arguments: &[&OsStr],
     input: &[u8],
     limit: Duration,
-    busy: &mut dyn FnMut(),
 ) -> Result<Finished> {
-    let deadline = Instant::now() + limit;
-    let starting = || format!("cannot start `{}`", program.display());
-    let command = command(program, arguments).stdout_null();
-    let command = match in_memory(input) {
-        Ok(file) => command.stdin_file(file),
-        // Where that is not allowed, a thread feeds it through a pipe.
-        Err(_) => command.stdin_bytes(input),
-    };
-    let running = Running(command.start().with_context(starting)?);
-    busy();
-    let finished = running.0.wait_deadline(deadline);
+    let command = command(program, arguments).stdin_bytes(input).stdout_null();
+    let started = command.start();
+    let running = started.with_context(|| format!("cannot start `{}`", program.display()))?;
+    let running = Running(running);
+    let finished = running.0.wait_timeout(limit);
     let finished = finished.with_context(|| format!("waiting for `{}`", program.display()))?;
     let Some(output) = finished else {
         return Err(too_long(program, limit));
@@ -63,20 +56,16 @@ pub fn run(
     })
 }
 
-/// A file that is nowhere but in memory, to be read from its beginning.
-fn in_memory(text: &[u8]) -> io::Result<File> {
-    let mut file = File::from(memfd_create("transaction", MemfdFlags::CLOEXEC)?);
-    file.write_all(text)?;
-    file.rewind()?;
-    Ok(file)
-}
-
 /// A program that is ended when nobody waits for it any more.
 struct Running(Handle);
 
 impl Drop for Running {
+    /// What it has begun in the kernel it brings to an end even then, and until
+    /// it has, what is read is not what will be.
     fn drop(&mut self) {
+        const LONGEST: Duration = Duration::from_secs(10);
         self.0.kill().ok();
+        self.0.wait_timeout(LONGEST).ok();
     }
 }
 
@@ -84,18 +73,16 @@ impl Drop for Running {
 pub struct Started {
     program: PathBuf,
     running: Running,
-    output: Output,
+    output: io::PipeReader,
     limit: Duration,
-    deadline: Instant,
 }
 
-/// Starts a program without input; from now on its time runs. It is ended when
-/// its output is not wanted after all.
+/// Starts a program without input. Its time runs from when it is waited for. It
+/// is ended when its output is not wanted after all.
 ///
 /// # Errors
 /// When it cannot be started.
 pub fn start(program: &Path, arguments: &[&OsStr], limit: Duration) -> Result<Started> {
-    let deadline = Instant::now() + limit;
     let starting = || format!("cannot start `{}`", program.display());
     let (reader, writer) = io::pipe().with_context(starting)?;
     // A smaller pipe is only slower.
@@ -109,19 +96,15 @@ pub fn start(program: &Path, arguments: &[&OsStr], limit: Duration) -> Result<St
     Ok(Started {
         program: program.to_owned(),
         running: Running(handle),
-        output: BufReader::with_capacity(BUFFER, Unhurried::new(reader, deadline)),
+        output: reader,
         limit,
-        deadline,
     })
 }
 
 impl Started {
-    /// Whether it has printed all, so that nobody works while we do not read.
+    /// Whether it has closed its output, all of which waits in the pipe then.
     pub fn has_printed(&self) -> bool {
-        let mut pipe = [PollFd::new(
-            &self.output.get_ref().inner,
-            PollFlags::empty(),
-        )];
+        let mut pipe = [PollFd::new(&self.output, PollFlags::empty())];
         poll(&mut pipe, Some(&Timespec::default())).is_ok()
             && pipe[0].revents().contains(PollFlags::HUP)
     }
@@ -131,11 +114,14 @@ impl Started {
     /// # Errors
     /// When the program fails, or took longer than its limit and was killed. Its
     /// own error comes before that of `consume`, which is mostly its consequence.
-    pub fn consume<T>(mut self, consume: impl FnOnce(&mut Output) -> Result<T>) -> Result<T> {
-        let consumed = consume(&mut self.output);
+    pub fn consume<T>(self, consume: impl FnOnce(&mut Output) -> Result<T>) -> Result<T> {
+        let deadline = Instant::now() + self.limit;
+        let output = Unhurried::new(self.output, deadline);
+        let mut output = BufReader::with_capacity(BUFFER, output);
+        let consumed = consume(&mut output);
         // A consumer that gave up early must not leave the program writing to nobody.
-        io::copy(&mut self.output, &mut io::sink()).ok();
-        let finished = self.running.0.wait_deadline(self.deadline);
+        io::copy(&mut output, &mut io::sink()).ok();
+        let finished = self.running.0.wait_deadline(deadline);
         match finished.with_context(|| format!("waiting for `{}`", self.program.display()))? {
             Some(finished) if finished.status.success() => consumed,
             Some(finished) => Err(failure(
@@ -235,8 +221,8 @@ impl fmt::Display for Crashed {
 
 impl Error for Crashed {}
 
-/// The error of a program that did not end well; [`Crashed`] where it has no
-/// exit code.
+/// The error of a program that did not end well, with the right that may be
+/// missing; [`Crashed`] where it has no exit code.
 pub fn failure(program: &Path, stderr: &str, code: Option<i32>) -> anyhow::Error {
     let ended = match code {
         Some(code) => format!("exit code {code}"),
@@ -247,7 +233,7 @@ pub fn failure(program: &Path, stderr: &str, code: Option<i32>) -> anyhow::Error
         said = format!("{said}: {stderr}");
     }
     match code {
-        Some(_) => anyhow!(said),
+        Some(_) => anyhow!("{said}{}", rights::lacking()),
         None => Crashed(said).into(),
     }
 }
@@ -262,4 +248,32 @@ fn last_lines(stderr: &[u8]) -> String {
         .filter(|line| !line.is_empty())
         .collect();
     lines[lines.len().saturating_sub(MOST)..].join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names may be looked up for longer than a program may take.
+    #[test]
+    fn what_was_printed_long_ago_is_not_late() {
+        let limit = Duration::from_secs(1);
+        let arguments = ["printed"].map(OsStr::new);
+        let started = start(Path::new("/bin/echo"), &arguments, limit).unwrap();
+        thread::sleep(2 * limit);
+        assert!(started.has_printed());
+        let read = started.consume(|output| Ok(io::read_to_string(output)?));
+        assert_eq!(read.unwrap(), "printed\n");
+    }
+
+    #[test]
+    fn what_is_not_waited_for_any_more_has_ended() {
+        let limit = Duration::from_secs(60);
+        let arguments = ["60"].map(OsStr::new);
+        let started = start(Path::new("/bin/sleep"), &arguments, limit).unwrap();
+        assert!(!started.has_printed());
+        let child = started.running.0.pids()[0];
+        drop(started);
+        assert!(!Path::new(&format!("/proc/{child}")).exists());
+    }
 }

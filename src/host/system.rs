@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use anyhow::{Context, Error, Result, anyhow, bail};
-use rustix::thread::{CapabilitySet, capabilities};
+use anyhow::{Context, Result, anyhow, bail};
 
 use super::lock::xtables_held;
 use super::programs::Programs;
@@ -110,7 +109,7 @@ impl Host for System {
     }
 
     fn lock(&self) -> Result<Lock> {
-        Lock::take(self.patience()).map_err(with_lack_of_right)
+        Lock::take(self.patience())
     }
 
     fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Box<dyn Reading + 'a> {
@@ -122,14 +121,14 @@ impl Host for System {
         })
     }
 
-    fn restore(&self, family: Family, transaction: &[u8], busy: &mut dyn FnMut()) -> Result<()> {
+    fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {
         let program = self.programs.path(family, "restore")?;
         let limit = self.limit();
         let wait = self.wait.to_string();
-        let mut run = |options: &[&str]| {
+        let run = |options: &[&str]| {
             let arguments = ["--noflush"].iter().chain(options).map(OsStr::new);
             let arguments: Vec<_> = arguments.collect();
-            process::run(&program, &arguments, transaction, limit, busy)
+            process::run(&program, &arguments, transaction, limit)
         };
         let finished = match self.variant() {
             // It takes no lock. Until 1.8.1 it took the seconds for a file.
@@ -150,12 +149,10 @@ impl Host for System {
             }
             code => {
                 let error = process::failure(&program, &finished.stderr, code);
-                Err(with_lack_of_right(
-                    match refused_line(&finished.stderr, transaction) {
-                        Some(line) => anyhow!("{error}, at `{line}`"),
-                        None => error,
-                    },
-                ))
+                Err(match refused_line(&finished.stderr, transaction) {
+                    Some(line) => anyhow!("{error}, at `{line}`"),
+                    None => error,
+                })
             }
         }
     }
@@ -238,18 +235,6 @@ impl Host for System {
     }
 }
 
-/// What iptables says where it lacks the right is not always to the point.
-fn with_lack_of_right(error: Error) -> Error {
-    let lacks = |right| capabilities(None).is_ok_and(|sets| !sets.effective.contains(right));
-    match lacks(CapabilitySet::NET_ADMIN) {
-        false => error,
-        true => anyhow!(
-            "{error:#} (iptables needs the capability CAP_NET_ADMIN, which this process has not: \
-             run it as root, as with `become: true`, or give its container that capability)"
-        ),
-    }
-}
-
 /// An `iptables-save` that was started, unless there can be nothing to read.
 struct Save<'a> {
     host: &'a System,
@@ -288,7 +273,7 @@ impl Reading for Save<'_> {
                 }
                 read => {
                     let reading = || format!("reading the {} rules", self.family.title());
-                    return read.map_err(with_lack_of_right).with_context(reading);
+                    return read.with_context(reading);
                 }
             }
         }

@@ -244,7 +244,8 @@ fn without_the_right_it_says_so_and_changes_nothing() {
                 );
                 let message = result["msg"].as_str().unwrap();
                 assert!(
-                    message.contains("needs the capability CAP_NET_ADMIN"),
+                    message.contains("needs the capability CAP_NET_ADMIN")
+                        && message.contains("does not have CAP_NET_ADMIN"),
                     "{message}"
                 );
                 assert_eq!(namespace.dump(variant), before);
@@ -254,6 +255,43 @@ fn without_the_right_it_says_so_and_changes_nothing() {
             assert_eq!(other["changed"], changed);
         }
     }
+}
+
+/// What others write right after us is mended, and that is told too.
+#[test]
+fn all_is_told_that_was_done_in_several_attempts() {
+    let namespace = Namespace::new("o");
+    let script = format!(
+        "#!/bin/sh\n/usr/sbin/iptables-restore \"$@\" || exit\n\
+         mkdir {}/once 2>/dev/null && /usr/sbin/iptables -t nat -I W -s 192.0.2.9 -p tcp -j RETURN\nexit 0\n",
+        namespace.scratch().display()
+    );
+    let mut request = hubs("nft", "10.9.0.1,10.9.0.2");
+    request.as_object_mut().unwrap().remove("variant");
+    let result = namespace.ask_with_stand_ins(&[("iptables-restore", &script)], &request);
+    assert_eq!(result["failed"], json!(false), "{result}");
+    let changes = result["changes"].as_array().unwrap();
+    let actions: Vec<&str> = changes
+        .iter()
+        .map(|change| change["action"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        actions,
+        [
+            "create_chain",
+            "append_rule",
+            "append_rule",
+            "append_rule",
+            "delete_rule"
+        ]
+    );
+    assert_eq!(
+        changes[4]["rule"],
+        json!("-s 192.0.2.9/32 -p tcp -j RETURN")
+    );
+    let message = result["msg"].as_str().unwrap();
+    assert!(message.ends_with("with 5 changes"), "{message}");
+    assert_eq!(namespace.apply(&request)["changed"], json!(false));
 }
 
 /// After a failure the shares are those that the rules give which are there.

@@ -6,12 +6,9 @@ use std::sync::Mutex;
 
 use anyhow::{Result, bail};
 use iptables_balance::besides::Tracked;
-use iptables_balance::converge::Meanwhile;
-use iptables_balance::glance::Glance;
 use iptables_balance::guards::{Facts, Questions};
 use iptables_balance::host::{Host, Lock, Look, Reading, Scope, Variant};
 use iptables_balance::net::Family;
-use iptables_balance::request::Request;
 use iptables_balance::ruleset::Ruleset;
 
 use crate::model::Model;
@@ -118,17 +115,16 @@ impl Host for Fake {
         } else {
             dump.lines().map(plain).collect()
         };
-        Box::new(move || {
-            let mut found = Ruleset::read(dump.as_bytes(), look.name)?;
+        let ruleset = Ruleset::read(dump.as_bytes(), look.name).map(|mut found| {
             if let Scope::Only(wanted) = look.scope {
                 found.tables.retain(|table, _| *table == wanted);
             }
-            Ok(found)
-        })
+            found
+        });
+        Box::new(Ready(ruleset.map_err(Into::into)))
     }
 
-    fn restore(&self, family: Family, transaction: &[u8], busy: &mut dyn FnMut()) -> Result<()> {
-        busy();
+    fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {
         let number = std::mem::replace(&mut *self.restores.lock().unwrap(), 0);
         *self.restores.lock().unwrap() = number + 1;
         let fault = self
@@ -241,17 +237,15 @@ impl Host for Fake {
     }
 }
 
-/// What was seen of the host at some moment before.
-pub struct Glanced(Option<Glance>);
+/// What was read already.
+pub struct Ready(pub Result<Ruleset>);
 
-impl Glanced {
-    pub fn at(host: &Fake, request: &Request) -> Self {
-        Self(Some(Glance::begin(host, &request.name).finish()))
+impl Reading for Ready {
+    fn is_ready(&self) -> bool {
+        true
     }
-}
 
-impl Meanwhile for Glanced {
-    fn glance(&mut self) -> Option<Glance> {
-        self.0.take()
+    fn finish(self: Box<Self>) -> Result<Ruleset> {
+        self.0
     }
 }

@@ -3,8 +3,9 @@
 //! and on some thousand variations of them.
 
 use iptables_balance::converge::converge;
+use iptables_balance::glance::Glance;
 use iptables_balance::net::Family;
-use iptables_balance::outcome::Run;
+use iptables_balance::outcome::{Outcome, Run};
 use iptables_balance::plan::Plan;
 use iptables_balance::report::Report;
 use iptables_balance::request::{Draft, Name, Request, json};
@@ -13,8 +14,13 @@ use iptables_balance::ruleset::Ruleset;
 use iptables_balance::{cfengine, diff, restore};
 use serde_json::Value;
 
-use crate::fake::{Fake, Glanced};
+use crate::fake::Fake;
 use crate::model::Model;
+
+fn apply(host: &Fake, request: &Request) -> Outcome {
+    let glance = || Some(Glance::begin(host, &request.name).finish());
+    converge(host, request, Run::Apply, glance, |_| ()).unwrap()
+}
 
 /// A request is refused in one line that names something, or its rules are the
 /// only lines of the transaction.
@@ -151,17 +157,11 @@ pub fn host(input: &[u8]) {
     let host = Fake::new(ipv4, ipv6);
     let before = host.dump();
     let others = foreign(&before);
-    let Ok(foretold) = converge(&host, &request, Run::Check, &mut ()) else {
+    let Ok(foretold) = converge(&host, &request, Run::Check, || None, |_| ()) else {
         return;
     };
     assert_eq!(foreign(&host.dump()), others);
-    let done = converge(
-        &host,
-        &request,
-        Run::Apply,
-        &mut Glanced::at(&host, &request),
-    )
-    .unwrap();
+    let done = apply(&host, &request);
     if let Some(failure) = &done.failure {
         // A rule of others that leads into a chain of ours by a negated or unknown way cannot be deleted.
         assert!(
@@ -173,13 +173,7 @@ pub fn host(input: &[u8]) {
     }
     assert_eq!(done.steps.changes, foretold.steps.changes);
     assert_eq!(foreign(&host.dump()), others);
-    let again = converge(
-        &host,
-        &request,
-        Run::Apply,
-        &mut Glanced::at(&host, &request),
-    )
-    .unwrap();
+    let again = apply(&host, &request);
     assert!(again.steps.is_empty(), "{:?}\n{text}", again.steps);
 }
 

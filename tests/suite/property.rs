@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use iptables_balance::change::Kind;
 use iptables_balance::converge::converge;
 use iptables_balance::distribution;
+use iptables_balance::glance::Glance;
 use iptables_balance::net::{Family, Table};
 use iptables_balance::outcome::{Outcome, Run};
 use iptables_balance::request::Request;
@@ -12,7 +14,7 @@ use iptables_balance::statistic::Share;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::fake::{Broken, Fake, Fault, Glanced};
+use crate::fake::{Broken, Fake, Fault};
 use crate::model::{Connection, Model};
 
 fn request(value: &Value) -> Request {
@@ -21,7 +23,8 @@ fn request(value: &Value) -> Request {
 
 fn run(host: &Fake, value: &Value, run: Run) -> Outcome {
     let request = request(value);
-    converge(host, &request, run, &mut Glanced::at(host, &request)).unwrap()
+    let glance = || Some(Glance::begin(host, &request.name).finish());
+    converge(host, &request, run, glance, |_| ()).unwrap()
 }
 
 /// The lines of a dump that are not the balancer's, without counters.
@@ -332,10 +335,10 @@ fn what_happened_since_the_first_glance_is_seen() {
     let value = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
     let host = Fake::new(Model::new(false), Model::new(true));
     let wanted = request(&value);
-    let mut early = Glanced::at(&host, &wanted);
+    let glance = Glance::begin(&host, &wanted.name).finish();
     assert_eq!(run(&host, &value, Run::Apply).failure, None);
     let after = host.dump();
-    let late = converge(&host, &wanted, Run::Apply, &mut early).unwrap();
+    let late = converge(&host, &wanted, Run::Apply, || Some(glance), |_| ()).unwrap();
     assert_eq!(late.failure, None);
     assert!(late.steps.is_empty(), "{:?}", late.steps);
     assert_eq!(host.dump(), after);
@@ -354,6 +357,23 @@ fn what_others_spoil_meanwhile_is_mended_a_few_times() {
     let (mended, host) = spoiled(1);
     assert_eq!(mended.failure, None);
     assert!(run(&host, &request, Run::Apply).steps.is_empty());
+    // All of that is told: the rule went in twice, since somebody took it out.
+    let kinds: Vec<_> = mended
+        .steps
+        .changes
+        .iter()
+        .map(|step| (&*step.chain, step.action.kind()))
+        .collect();
+    let twice = ("W", Kind::AppendRule);
+    assert_eq!(
+        kinds,
+        [
+            ("W", Kind::CreateChain),
+            twice,
+            ("PREROUTING", Kind::AppendRule),
+            twice
+        ]
+    );
     let (given_up, host) = spoiled(2);
     let failure = given_up.failure.unwrap();
     assert!(
