@@ -33,10 +33,10 @@ impl Probability {
     }
 
     /// Reads a decimal fraction from 0 to 1 and rounds it to the nearest unit,
-    /// as iptables does. More than 20 decimals are cut off.
+    /// as iptables does. More than 19 decimals are cut off.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        const DECIMALS: usize = 20;
+        const DECIMALS: usize = 19;
         let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
         let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
         if !digits(whole)
@@ -47,8 +47,8 @@ impl Probability {
             return None;
         }
         let fraction = fraction.get(..DECIMALS).unwrap_or(fraction);
-        let scale = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
-        let number = |digits: &str| digits.parse::<u128>().unwrap_or(0);
+        let scale = u128::from(10_u64.pow(u32::try_from(fraction.len()).ok()?));
+        let number = |digits: &str| u128::from(digits.parse::<u64>().unwrap_or(0));
         let scaled = number(whole) * scale + number(fraction);
         let units = (scaled * u128::from(Self::ONE) + scale / 2) / scale;
         u32::try_from(units)
@@ -63,13 +63,13 @@ impl fmt::Display for Probability {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SCALE: u64 = 100_000_000_000;
         let scaled = u128::from(self.0) * u128::from(SCALE);
-        let (mut digits, rest) = (scaled >> 31, scaled & u128::from(Self::ONE - 1));
+        let rest = scaled & u128::from(Self::ONE - 1);
         let half = u128::from(Self::ONE / 2);
+        let mut digits = u64::try_from(scaled >> 31).unwrap_or(SCALE);
         if rest > half || (rest == half && digits % 2 == 1) {
             digits += 1;
         }
-        let scale = u128::from(SCALE);
-        write!(out, "{}.{:011}", digits / scale, digits % scale)
+        write!(out, "{}.{:011}", digits / SCALE, digits % SCALE)
     }
 }
 
