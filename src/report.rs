@@ -157,10 +157,18 @@ impl Beforehand {
             .get_or_init(|| Worded::now(planned_shares(request)));
     }
 
-    /// Words the steps that are to be carried out.
+    /// Words the steps that are to be carried out. Which connections are ended
+    /// is only known afterwards.
     pub fn word_steps(&self, steps: &Steps) {
-        self.steps.get_or_init(|| to_raw_value(steps).ok());
+        if !ends_connections(steps) {
+            self.steps.get_or_init(|| to_raw_value(steps).ok());
+        }
     }
+}
+
+fn ends_connections(steps: &Steps) -> bool {
+    let mut effects = steps.effects.iter();
+    effects.any(|effect| matches!(effect, Effect::Disconnect(_)))
 }
 
 impl Serialize for Steps {
@@ -248,7 +256,7 @@ impl Report {
 
     /// What came of the request, with before and after if they are wanted. What
     /// was worded beforehand counts only where all went as it was to at the first
-    /// attempt. Which connections were ended is known afterwards only.
+    /// attempt.
     #[must_use]
     pub fn new(
         request: &Request,
@@ -259,9 +267,7 @@ impl Report {
     ) -> Self {
         let steps = std::mem::take(&mut outcome.steps);
         let as_foreseen = outcome.failure.is_none();
-        let ends_connections = |effect: &Effect| matches!(effect, Effect::Disconnect(_));
-        let is_as_worded =
-            as_foreseen && outcome.attempts == 1 && !steps.effects.iter().any(ends_connections);
+        let is_as_worded = as_foreseen && outcome.attempts == 1 && !ends_connections(&steps);
         let json = beforehand.steps.into_inner().flatten();
         Self {
             changed: !steps.is_empty(),
