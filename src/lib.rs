@@ -20,48 +20,25 @@
 //!   one of ours was; what goes there goes by its text;
 //! - no float decides anything.
 //!
-//! In reading order: [`net`] and [`statistic`] are the words that all use;
-//! [`request`], [`schedule`] and [`plan`] lead from what is asked to what
-//! should be; [`rule`] and [`ruleset`] from a dump to what is; [`diff`],
-//! [`change`] and [`restore`] from both to one transaction, by way of
-//! [`align`]. What is not a rule that runs goes the same way through
-//! [`besides`], [`saved`] and [`disconnect`]. [`guards`] and [`warnings`] say
-//! what would do harm, and what should be known. [`converge`] does it all on a
-//! [`host`], which is read by [`glance`], in several [`attempts`] where others
-//! write too, with an [`outcome`] of which [`distribution`] and [`report`] tell;
-//! [`ansible`], [`cfengine`], [`json`] and [`cli`] are the front ends, of which
-//! none knows another.
+//! In reading order: [`netfilter`] has the terms that all rooms share;
+//! [`schedule`], [`request`] and [`plan`] lead from a request to the desired
+//! state; [`diff`] compares it with the observed one, [`restore`] turns changes
+//! into transactions, [`effects`] does the same for everything that is not a
+//! rule. [`preflight`] has refusals and warnings. [`converge`] does it all on a
+//! [`host`], [`report`] describes the outcome, [`run`] is one invocation, and
+//! [`frontend`] has the protocols, of which none knows another.
 
-pub mod align;
-pub mod ansible;
-pub mod asked;
-pub mod attempts;
-pub mod besides;
-pub mod cfengine;
-pub mod change;
-pub mod cli;
 pub mod converge;
 pub mod diff;
-pub mod disconnect;
-pub mod distribution;
-pub mod front;
-pub mod glance;
-pub mod guard;
-pub mod guards;
+pub mod effects;
+pub mod frontend;
 pub mod host;
-pub mod json;
-pub mod net;
-pub mod outcome;
-pub mod perform;
+pub mod netfilter;
+pub mod panic;
 pub mod plan;
+pub mod preflight;
 pub mod report;
 pub mod request;
 pub mod restore;
-pub mod rule;
-pub mod ruleset;
-pub mod saved;
+pub mod run;
 pub mod schedule;
-pub mod schema;
-pub mod statistic;
-pub mod text;
-pub mod warnings;

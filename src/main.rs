@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match iptables_balance::front::run(std::env::args_os().skip(1).collect()) {
+    match iptables_balance::frontend::run(std::env::args_os().skip(1).collect()) {
         Ok(code) => ExitCode::from(code),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,

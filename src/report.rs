@@ -12,15 +12,15 @@ use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::besides::{Effect, File, setting};
-use crate::change::{Change, Kind};
-use crate::distribution;
+use crate::converge::outcome::{Outcome, Run, State, Steps};
+use crate::diff::change::{Change, Kind};
+use crate::effects::{Effect, File, setting};
 use crate::host::Variant;
-use crate::net::{Family, Table};
-use crate::outcome::{Outcome, Run, State, Steps};
+use crate::netfilter::ruleset::{Chain, Owned, SavedRule};
+use crate::netfilter::shares::shares_of_chain;
+use crate::netfilter::statistic::Share;
+use crate::netfilter::{Family, Table};
 use crate::request::{Backend, Balancer, Draft, Name, Pool, Request, State as Wish, Wanted};
-use crate::ruleset::{Chain, Owned, SavedRule};
-use crate::statistic::Share;
 
 /// What a run found and did.
 #[derive(Debug, Default, Serialize, JsonSchema)]
@@ -195,7 +195,7 @@ fn found_shares(request: &Request, outcome: &Outcome) -> Vec<ReportedShare> {
     shares(request, |pool| {
         let ruleset = outcome.after.rules.get(&pool.family);
         let owned = ruleset.map(|ruleset| ruleset.owned(Table::Nat));
-        let found = owned.map(|owned| distribution::shares(owned, request.name.as_str()));
+        let found = owned.map(|owned| shares_of_chain(owned, request.name.as_str()));
         let found = found.unwrap_or_default();
         let of_backend = |backend: &Backend| found.get(&(backend.address, backend.port)).copied();
         let backends = pool.backends.iter();

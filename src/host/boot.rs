@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
-use crate::net::Family;
+use crate::netfilter::Family;
 
 /// The file of each family that is loaded at boot, below `root`.
 ///

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 use std::ops::ControlFlow;
 
 use super::netlink::{self, Kind, Part, Socket, aligned, attribute, whole_attribute};
-use crate::besides::Tracked;
-use crate::net::Family;
+use crate::effects::Tracked;
+use crate::netfilter::Family;
 
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
 const IPCTNL_MSG_CT_GET: u16 = 1;

@@ -8,9 +8,9 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::netlink::{self, Kind, Part, Socket, attribute};
-use crate::besides::setting;
-use crate::guards::{Facts, Questions, Ssh};
-use crate::net::{Family, Protocol};
+use crate::effects::setting;
+use crate::netfilter::{Family, Protocol};
+use crate::preflight::{Facts, Questions, Ssh};
 
 /// What is asked for.
 pub fn facts(questions: &Questions) -> Facts {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::besides::SETTINGS;
+use crate::effects::SETTINGS;
 
 /// The text of a file, if it is there.
 ///

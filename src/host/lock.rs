@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use super::rights;
+use super::capabilities;
 
 /// The lock, held until it is dropped; the kernel lets go of it when the
 /// process and those that it started have ended, however that comes about.
@@ -67,7 +67,7 @@ impl Lock {
             format!(
                 "cannot open the lock `{}`, which keeps two programs apart{}",
                 path.display(),
-                rights::lacking()
+                capabilities::lacking()
             )
         })?;
         let deadline = Instant::now() + wait;

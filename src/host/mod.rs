@@ -2,62 +2,32 @@
 //! one narrow trait, so that the rest can be tried on a host that is not there.
 
 mod boot;
+mod capabilities;
 mod conntrack;
 mod facts;
 mod files;
 mod lock;
-mod names;
 mod netlink;
 mod nftables;
 mod process;
 mod programs;
-mod rights;
+mod resolver;
 mod system;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde::{Deserialize, Serialize};
 
-use crate::besides::Tracked;
-use crate::guards::{Facts, Questions};
-use crate::net::{Family, Table};
+use crate::effects::Tracked;
+pub use crate::netfilter::Variant;
+use crate::netfilter::ruleset::Ruleset;
+use crate::netfilter::{Family, Table};
+use crate::preflight::{Facts, Questions};
 use crate::request::Name;
-use crate::ruleset::Ruleset;
 pub use lock::Lock;
-pub use names::lookup;
+pub use resolver::lookup;
 pub use system::System;
-
-/// Which of the two implementations of iptables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Variant {
-    /// `iptables-nft`, whose rules live in nftables.
-    Nft,
-    /// `iptables-legacy`
-    Legacy,
-}
-
-impl Variant {
-    /// `nft` or `legacy`.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Nft => "nft",
-            Self::Legacy => "legacy",
-        }
-    }
-
-    /// The one that this is not.
-    #[must_use]
-    pub fn other(self) -> Self {
-        match self {
-            Self::Nft => Self::Legacy,
-            Self::Legacy => Self::Nft,
-        }
-    }
-}
 
 /// How much of a family is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 
 use super::netlink::{Kind, Part, Socket, attribute};
-use crate::net::{Family, Table};
+use crate::netfilter::{Family, Table};
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFT_MSG_GETTABLE: u16 = 1;

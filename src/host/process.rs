@@ -14,7 +14,7 @@ use duct::{Expression, Handle, cmd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::fcntl_setpipe_size;
 
-use super::rights;
+use super::capabilities;
 
 /// What a finished program left behind.
 pub struct Finished {
@@ -233,7 +233,7 @@ pub fn failure(program: &Path, stderr: &str, code: Option<i32>) -> anyhow::Error
         said = format!("{said}: {stderr}");
     }
     match code {
-        Some(_) => anyhow!("{said}{}", rights::lacking()),
+        Some(_) => anyhow!("{said}{}", capabilities::lacking()),
         None => Crashed(said).into(),
     }
 }

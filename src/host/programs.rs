@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use super::{Variant, process};
-use crate::net::Family;
+use crate::netfilter::Family;
 use crate::request::VariantChoice;
 
 /// Finds a program as Ansible does: in the absolute directories of PATH, then

@@ -14,11 +14,11 @@ use super::lock::xtables_held;
 use super::programs::Programs;
 use super::{Host, Lock, Look, Reading, Scope, Variant};
 use super::{boot, conntrack, facts, files, nftables, process};
-use crate::besides::{Tracked, setting};
-use crate::guards::{Facts, Questions};
-use crate::net::{Family, Table};
+use crate::effects::{Tracked, setting};
+use crate::netfilter::ruleset::Ruleset;
+use crate::netfilter::{Family, Table};
+use crate::preflight::{Facts, Questions};
 use crate::request::VariantChoice;
-use crate::ruleset::Ruleset;
 
 /// Programs are given this long besides the time that they may wait for locks.
 const PATIENCE: Duration = Duration::from_secs(60);

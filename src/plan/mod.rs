@@ -9,14 +9,14 @@
 //! | filter | `NAME/forward` | what is accepted | FORWARD |
 //! | filter | `NAME/refuse` | what an empty pool answers | INPUT, FORWARD, OUTPUT |
 
-mod around;
-mod entry;
+mod gateway;
+mod matches;
 
 use std::collections::BTreeMap;
 
-use crate::net::{Family, Protocol, Table};
+use crate::netfilter::rule::{Matches, Rule, Target};
+use crate::netfilter::{Family, Protocol, Table};
 use crate::request::{Backend, Balancer, Jump, Name, Pool, Request, WhenEmpty};
-use crate::rule::{Matches, Rule, Target};
 use crate::schedule::{Branch, Node, To};
 
 /// All that a balancer is to own, in every family and table. What is not in
@@ -84,7 +84,7 @@ impl Plan {
             .flat_map(|balancer| balancer.pools.iter().map(move |pool| (balancer, pool)))
         {
             let mut nat = nat(&request.name, balancer, pool);
-            let filter = around::filter(&request.name, balancer, pool);
+            let filter = gateway::filter(&request.name, balancer, pool);
             if filter != Part::default() {
                 nat.chains.insert(filter_mark(&request.name), Vec::new());
                 parts.insert((pool.family, Table::Filter), filter);
@@ -138,11 +138,11 @@ fn nat(name: &Name, balancer: &Balancer, pool: &Pool) -> Part {
             place: balancer.jump.into(),
         }));
     };
-    lead("PREROUTING", entry::from_outside(balancer, pool.family));
+    lead("PREROUTING", matches::from_outside(balancer, pool.family));
     if balancer.gateway.local_traffic {
-        lead("OUTPUT", entry::from_here(balancer, pool.family));
+        lead("OUTPUT", matches::from_here(balancer, pool.family));
     }
-    around::masquerade(name, balancer, pool, &mut part);
+    gateway::masquerade(name, balancer, pool, &mut part);
     part
 }
 

@@ -11,7 +11,7 @@ use super::coerce::{BadRequest, Path, Place, as_boolean, choice, list, text};
 use super::wire::{Masquerade, Wire};
 use super::{given, json};
 use super::{optional_flag, traffic::interface, word};
-use crate::net::Family;
+use crate::netfilter::Family;
 use crate::request::WhenEmpty;
 
 /// What a balancer does besides choosing a backend.

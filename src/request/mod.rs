@@ -6,7 +6,6 @@ mod backend;
 mod coerce;
 mod gateway;
 pub mod json;
-mod name;
 mod pool;
 mod traffic;
 pub(crate) mod wire;
@@ -18,14 +17,14 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::net::{self, Family, Ports, Protocol};
+pub use crate::netfilter::Name;
+use crate::netfilter::{self, Family, Ports, Protocol};
 pub use backend::Backend;
 use backend::{Listed, backends};
 pub use coerce::BadRequest;
 use coerce::{Path, Place, boolean, choice, integer, text};
 pub use gateway::{Gateway, Masquerading, Persist};
 use gateway::{gateway, persist};
-pub use name::Name;
 pub use pool::Pool;
 use pool::pools;
 use traffic::{destination, interface, networks, ports};
@@ -453,7 +452,7 @@ impl Balancer {
             if !self.pools.iter().any(|pool| pool.family == family) {
                 let problem = format!(
                     "`{}` is {}, but no backend is; add one or leave it out",
-                    net::shortest(network),
+                    netfilter::shortest(network),
                     family.title()
                 );
                 return Err(BadRequest::new(format!("{path}[{at}]"), problem));

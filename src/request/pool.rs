@@ -8,7 +8,7 @@ use std::slice;
 use super::backend::{Backend, Host, Listed, unusable};
 use super::coerce::BadRequest;
 use super::{Layout, Lookup, Mode, WEIGHT_MAX};
-use crate::net::Family;
+use crate::netfilter::Family;
 use crate::schedule::{self, Arranged, Arrangement};
 
 /// The backends of one family.

@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::coerce::{BadRequest, Place, integer, list, text};
 use super::wire::Wire;
 use super::{Destination, given};
-use crate::net::{self, PortRange, Ports};
+use crate::netfilter::{self, PortRange, Ports};
 
 /// What is balanced.
 pub(super) fn ports(place: &Place) -> Result<Ports, BadRequest> {
@@ -76,7 +76,7 @@ pub(super) fn networks(
 
 fn network(place: &Place) -> Result<IpNet, BadRequest> {
     let text = text(place)?;
-    net::network(&text).ok_or_else(|| match &*text {
+    netfilter::network(&text).ok_or_else(|| match &*text {
         "local" => place.bad("`local` stands alone, not beside other addresses"),
         _ => place.refuse("is not an IP address or network such as 192.0.2.0/24"),
     })

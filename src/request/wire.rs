@@ -33,7 +33,7 @@ pub(crate) struct Wire {
     pub backends: Option<Value>,
 
     /// The transport protocol that is balanced.
-    #[schemars(with = "Option<crate::net::Protocol>", extend("default" = "tcp"))]
+    #[schemars(with = "Option<crate::netfilter::Protocol>", extend("default" = "tcp"))]
     pub protocol: Option<Value>,
 
     /// What is balanced: a port, a range `"a:b"`, or a list of up to 15 of these.

@@ -1,13 +1,13 @@
 //! Changes into the text of one `iptables-restore --noflush`.
 
-mod old_nft;
+mod nft_1_8_2;
 
 use std::collections::BTreeMap;
 
-use crate::change::{Action, Change, Kind};
-use crate::net::{Family, Table};
+use crate::diff::change::{Action, Change, Kind};
+use crate::netfilter::ruleset::{Chain, Counters, Owned, Ruleset, SavedRule};
+use crate::netfilter::{Family, Table};
 use crate::plan::is_filter_mark;
-use crate::ruleset::{Chain, Counters, Owned, Ruleset, SavedRule};
 
 /// The transactions that carry out the changes to what was found of one family,
 /// one after the other: one if there are changes, but for an iptables that has
@@ -18,7 +18,7 @@ pub fn transactions(changes: &[Change], family: Family, found: &Ruleset) -> Vec<
         return transaction(changes, family, found).into_iter().collect();
     }
     let changes = changes.iter().filter(|change| change.family == family);
-    let steps = old_nft::transactions(changes.collect(), family, found);
+    let steps = nft_1_8_2::transactions(changes.collect(), family, found);
     let texts = steps
         .iter()
         .filter_map(|changes| transaction(changes, family, found));
@@ -203,8 +203,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::change::applied;
     use crate::diff;
+    use crate::diff::change::applied;
     use crate::plan::Plan;
     use crate::request::{Name, Request};
 

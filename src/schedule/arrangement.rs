@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 
 use super::chances::{Pool, Split};
 use super::turns;
-use crate::statistic::{Share, Statistic};
+use crate::netfilter::statistic::{Share, Statistic};
 
 /// What is to be known of a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 //! would come out wrong by more than 2^-31 of all connections, a chance is
 //! taken that sets it right instead.
 
-use crate::statistic::Probability;
+use crate::netfilter::statistic::Probability;
 
 /// All connections, in units of 2^-80: 45 bits of weight fit above it.
 const ALL: u128 = 1 << 80;

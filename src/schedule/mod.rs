@@ -8,7 +8,7 @@ mod arrangement;
 mod chances;
 mod turns;
 
-use crate::statistic::Statistic;
+use crate::netfilter::statistic::Statistic;
 pub use arrangement::{
     Arranged, Arrangement, Backend, Branch, Node, To, flat_by_chance, flat_in_turn, rules_max,
     tree_by_chance, tree_in_turn,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::statistic::{Probability, Share};
+use crate::netfilter::statistic::{Probability, Share};
 use proptest::prelude::*;
 use std::collections::HashSet;
 

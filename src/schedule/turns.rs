@@ -17,7 +17,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use super::{Piece, divisor};
-use crate::statistic::Statistic;
+use crate::netfilter::statistic::Statistic;
 
 /// The steps that the search for one chain may take: some milliseconds.
 pub const EFFORT: usize = 100_000;

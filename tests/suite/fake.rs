@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Result, bail};
-use iptables_balance::besides::Tracked;
-use iptables_balance::guards::{Facts, Questions};
+use iptables_balance::effects::Tracked;
 use iptables_balance::host::{Host, Lock, Look, Reading, Scope, Variant};
-use iptables_balance::net::Family;
-use iptables_balance::ruleset::Ruleset;
+use iptables_balance::netfilter::Family;
+use iptables_balance::netfilter::ruleset::Ruleset;
+use iptables_balance::preflight::{Facts, Questions};
 
 use crate::model::Model;
 

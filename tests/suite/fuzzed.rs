@@ -3,15 +3,16 @@
 //! and on some thousand variations of them.
 
 use iptables_balance::converge::converge;
-use iptables_balance::glance::Glance;
-use iptables_balance::net::Family;
-use iptables_balance::outcome::{Outcome, Run};
+use iptables_balance::converge::outcome::{Outcome, Run};
+use iptables_balance::converge::prefetch::Glance;
+use iptables_balance::frontend::cfengine;
+use iptables_balance::netfilter::Family;
+use iptables_balance::netfilter::rule::Rule;
+use iptables_balance::netfilter::ruleset::Ruleset;
 use iptables_balance::plan::Plan;
 use iptables_balance::report::Report;
 use iptables_balance::request::{Draft, Name, Request, json};
-use iptables_balance::rule::Rule;
-use iptables_balance::ruleset::Ruleset;
-use iptables_balance::{cfengine, diff, restore};
+use iptables_balance::{diff, restore};
 use serde_json::Value;
 
 use crate::fake::Fake;

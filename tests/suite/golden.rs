@@ -6,18 +6,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use iptables_balance::besides::Tracked;
 use iptables_balance::converge::converge;
+use iptables_balance::converge::outcome::Run;
 use iptables_balance::diff;
-use iptables_balance::guards::{Facts, Questions};
+use iptables_balance::effects::Tracked;
 use iptables_balance::host::{Host, Lock, Look, Reading, Variant};
-use iptables_balance::net::Family;
-use iptables_balance::outcome::Run;
+use iptables_balance::netfilter::Family;
+use iptables_balance::netfilter::ruleset::Ruleset;
 use iptables_balance::plan::Plan;
+use iptables_balance::preflight::{Facts, Questions};
 use iptables_balance::report::{Beforehand, Report};
 use iptables_balance::request::Request;
 use iptables_balance::restore::transaction;
-use iptables_balance::ruleset::Ruleset;
 use serde_json::Value;
 
 use crate::fake::Ready;

@@ -3,14 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use iptables_balance::change::Kind;
 use iptables_balance::converge::converge;
-use iptables_balance::distribution;
-use iptables_balance::glance::Glance;
-use iptables_balance::net::{Family, Table};
-use iptables_balance::outcome::{Outcome, Run};
+use iptables_balance::converge::outcome::{Outcome, Run};
+use iptables_balance::converge::prefetch::Glance;
+use iptables_balance::diff::change::Kind;
+use iptables_balance::netfilter::shares;
+use iptables_balance::netfilter::statistic::Share;
+use iptables_balance::netfilter::{Family, Table};
 use iptables_balance::request::Request;
-use iptables_balance::statistic::Share;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -237,13 +237,13 @@ proptest! {
 
         // What was arranged is what the rules give.
         for pool in request(&second).balancer().into_iter().flat_map(|balancer| &balancer.pools) {
-            let found = distribution::shares(again.before.rules[&pool.family].owned(Table::Nat), "W");
+            let found = shares::shares_of_chain(again.before.rules[&pool.family].owned(Table::Nat), "W");
             let found: Vec<_> = pool.backends.iter().map(|backend| found.get(&(backend.address, backend.port)).copied().unwrap_or(Share::NONE)).collect();
             prop_assert_eq!(pool.arrangement.shares(pool.backends.len()), found);
         }
 
         // What was foretold is what is found.
-        let texts = |state: &iptables_balance::outcome::State| {
+        let texts = |state: &iptables_balance::converge::outcome::State| {
             let owned = state.rules.values().flat_map(|ruleset| ruleset.tables.values());
             owned.map(|owned| (owned.chains.clone(), owned.leads.iter().map(|lead| lead.rule.shown()).collect::<Vec<_>>())).map(|(chains, leads)| {
                 let chains: Vec<_> = chains.into_iter().map(|(name, chain)| (name, chain.rules.iter().filter_map(|rule| rule.meaning.clone()).collect::<Vec<_>>())).collect();

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use iptables_balance::schema::{Kind, text};
+use iptables_balance::frontend::schema::{Kind, text};
 use serde_json::{Value, json};
 
 use crate::lab::{PROGRAM, sh};

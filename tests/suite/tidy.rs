@@ -57,7 +57,7 @@ fn no_shell_is_ever_started() {
 
 #[test]
 fn nothing_but_the_choice_of_front_end_has_standard_output() {
-    assert_only_in(&["src/front.rs"], &["io::stdout", "io::stderr"]);
+    assert_only_in(&["src/frontend/mod.rs"], &["io::stdout", "io::stderr"]);
     assert_only_in(&[], &["println!", "eprintln!", "print!("]);
 }
 
@@ -87,9 +87,9 @@ fn the_pure_rooms_cannot_fail() {
 fn no_float_decides_anything() {
     assert_only_in(
         &[
-            "src/statistic.rs",
+            "src/netfilter/statistic.rs",
             "src/report.rs",
-            "src/text.rs",
+            "src/frontend/terminal.rs",
             "src/request/json.rs",
         ],
         &["f64", "f32"],
@@ -100,8 +100,8 @@ fn no_float_decides_anything() {
 fn no_front_end_knows_another() {
     for front in ["ansible", "json", "cli", "cfengine"] {
         assert_only_in(
-            &["src/front.rs", "src/lib.rs", &format!("src/{front}.rs")],
-            &[&format!("crate::{front}")],
+            &["src/frontend/mod.rs", &format!("src/frontend/{front}.rs")],
+            &[&format!("crate::frontend::{front}")],
         );
     }
 }

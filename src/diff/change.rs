@@ -1,0 +1,208 @@
+//! A change to the host as data: what is shown, applied, counted and undone is
+//! the same value.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::netfilter::ruleset::{Chain, Lead, Owned, Ruleset, SavedRule};
+use crate::netfilter::{Family, Table};
+
+/// One step, in one chain.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// Where.
+    pub family: Family,
+    /// Where.
+    pub table: Table,
+    /// Where: a name that the edits of a chain share, of which there may be thousands.
+    pub chain: Arc<str>,
+    /// What.
+    pub action: Action,
+}
+
+/// What is done to a chain. Places count from 1, at the moment of the step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// One of our chains comes to be, empty.
+    CreateChain,
+    /// A rule goes to the end of a chain.
+    Append(SavedRule),
+    /// A rule goes in before the one at that place.
+    Insert(u32, SavedRule),
+    /// In one of our chains a rule takes another's place.
+    Replace {
+        /// Its place.
+        at: u32,
+        /// What was there.
+        before: Box<SavedRule>,
+        /// What is there then.
+        rule: SavedRule,
+    },
+    /// In one of our chains a rule goes.
+    DeleteAt(u32, SavedRule),
+    /// In a chain that is not ours the first rule that reads like this goes.
+    DeleteFirst(SavedRule),
+    /// One of our chains goes, with what is still in it.
+    DeleteChain,
+}
+
+/// The kinds of steps, by the names that results use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Kind {
+    CreateChain,
+    AppendRule,
+    InsertRule,
+    ReplaceRule,
+    DeleteRule,
+    DeleteChain,
+    SetSysctl,
+    WriteFile,
+    DeleteConnections,
+}
+
+impl Kind {
+    /// `create_chain` and so on.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CreateChain => "create_chain",
+            Self::AppendRule => "append_rule",
+            Self::InsertRule => "insert_rule",
+            Self::ReplaceRule => "replace_rule",
+            Self::DeleteRule => "delete_rule",
+            Self::DeleteChain => "delete_chain",
+            Self::SetSysctl => "set_sysctl",
+            Self::WriteFile => "write_file",
+            Self::DeleteConnections => "delete_connections",
+        }
+    }
+}
+
+impl Action {
+    /// Its kind, without what it works on.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::CreateChain => Kind::CreateChain,
+            Self::Append(_) => Kind::AppendRule,
+            Self::Insert(..) => Kind::InsertRule,
+            Self::Replace { .. } => Kind::ReplaceRule,
+            Self::DeleteAt(..) | Self::DeleteFirst(_) => Kind::DeleteRule,
+            Self::DeleteChain => Kind::DeleteChain,
+        }
+    }
+
+    /// The rule that is there after the step, or that is gone after it.
+    #[must_use]
+    pub fn rule(&self) -> Option<&SavedRule> {
+        match self {
+            Self::Append(rule)
+            | Self::Insert(_, rule)
+            | Self::Replace { rule, .. }
+            | Self::DeleteAt(_, rule)
+            | Self::DeleteFirst(rule) => Some(rule),
+            Self::CreateChain | Self::DeleteChain => None,
+        }
+    }
+
+    /// The rule that another took the place of.
+    #[must_use]
+    pub fn before(&self) -> Option<&SavedRule> {
+        match self {
+            Self::Replace { before, .. } => Some(before),
+            _ => None,
+        }
+    }
+}
+
+/// What is owned after the changes to that family.
+#[must_use]
+pub fn applied(changes: &[Change], family: Family, ruleset: &Ruleset) -> Ruleset {
+    let mut after = ruleset.clone();
+    for change in changes.iter().filter(|change| change.family == family) {
+        apply(change, after.tables.entry(change.table).or_default());
+    }
+    after.tables.retain(|_, owned| !owned.is_empty());
+    after
+}
+
+fn apply(change: &Change, owned: &mut Owned) {
+    match &change.action {
+        Action::CreateChain => {
+            owned
+                .chains
+                .insert(change.chain.to_string(), Chain::default());
+        }
+        Action::DeleteChain => {
+            owned.chains.remove(&*change.chain);
+        }
+        action => match owned.chains.get_mut(&*change.chain) {
+            Some(chain) => edit(action, &mut chain.rules),
+            None => edit_leads(action, &change.chain, &mut owned.leads),
+        },
+    }
+}
+
+/// The rules of one of our chains after those steps in it.
+#[must_use]
+pub fn edited<'a>(chain: &Chain, steps: impl Iterator<Item = &'a Action>) -> Vec<SavedRule> {
+    let mut rules = chain.rules.clone();
+    for step in steps {
+        edit(step, &mut rules);
+    }
+    rules
+}
+
+fn edit(action: &Action, rules: &mut Vec<SavedRule>) {
+    let index = |at: &u32| *at as usize - 1;
+    match action {
+        Action::Append(rule) => rules.push(rule.clone()),
+        Action::Insert(at, rule) => rules.insert(index(at), rule.clone()),
+        Action::Replace { at, rule, .. } => rules[index(at)] = rule.clone(),
+        Action::DeleteAt(at, _) => {
+            rules.remove(index(at));
+        }
+        Action::CreateChain | Action::DeleteFirst(_) | Action::DeleteChain => {}
+    }
+}
+
+/// Places of leads count all rules of their chain, those of others too. What
+/// goes to the end comes after all that is known.
+fn edit_leads(action: &Action, chain: &str, leads: &mut Vec<Lead>) {
+    let lead = |position, rule: &SavedRule| Lead {
+        chain: chain.to_owned(),
+        position,
+        rule: rule.clone(),
+    };
+    let shift = |leads: &mut Vec<Lead>, from: u32, by: i32| {
+        for lead in leads.iter_mut().filter(|lead| lead.chain == chain) {
+            if (from..u32::MAX).contains(&lead.position) {
+                lead.position = lead.position.saturating_add_signed(by);
+            }
+        }
+    };
+    match action {
+        Action::Append(rule) => leads.push(lead(u32::MAX, rule)),
+        Action::Insert(at, rule) => {
+            shift(leads, *at, 1);
+            let earlier = |other: &Lead| other.chain == chain && other.position < *at;
+            let index = leads.iter().rposition(earlier).map_or(0, |index| index + 1);
+            leads.insert(index, lead(*at, rule));
+        }
+        Action::DeleteFirst(rule) => {
+            let first = |lead: &Lead| lead.chain == chain && lead.rule == *rule;
+            if let Some(index) = leads.iter().position(first) {
+                let gone = leads.remove(index);
+                shift(leads, gone.position, -1);
+            }
+        }
+        Action::CreateChain
+        | Action::Replace { .. }
+        | Action::DeleteAt(..)
+        | Action::DeleteChain => {}
+    }
+}

@@ -1,0 +1,44 @@
+//! Which front end a start of the program is meant for.
+
+pub mod ansible;
+pub mod cfengine;
+pub mod cli;
+pub mod invocation;
+pub mod json;
+pub mod schema;
+pub mod terminal;
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+
+use crate::panic;
+use crate::run::on_this_host;
+
+/// Runs the front end that the arguments and standard input call for; returns
+/// the exit code.
+///
+/// # Errors
+/// When standard input cannot be read or the reply cannot be written.
+pub fn run(arguments: Vec<OsString>) -> io::Result<u8> {
+    panic::silence();
+    let stdin = io::stdin();
+    let mut out = io::stdout().lock();
+    let is_path = |argument: &OsString| argument.as_encoded_bytes().contains(&b'/');
+    match arguments.as_slice() {
+        [path] if is_path(path) => ansible::run(&PathBuf::from(path), &mut out, on_this_host),
+        [] if stdin.is_terminal() => out.write_all(cli::HELP.as_bytes()).map(|()| 0),
+        [] => from_stdin(stdin.lock(), &mut out),
+        _ => cli::run(arguments, &mut out, &mut io::stderr().lock(), on_this_host),
+    }
+}
+
+fn from_stdin(mut input: impl BufRead, out: &mut impl Write) -> io::Result<u8> {
+    let mut text = Vec::new();
+    input.read_until(b'\n', &mut text)?;
+    if text.starts_with(cfengine::GREETING) {
+        return cfengine::run(input, out, on_this_host);
+    }
+    input.read_to_end(&mut text)?;
+    json::run(&text, out, on_this_host)
+}

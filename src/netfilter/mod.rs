@@ -1,0 +1,18 @@
+//! The terms of netfilter that every room shares: families, tables, protocols,
+//! ports, matches, rules and rulesets.
+
+mod family;
+mod name;
+mod network;
+mod ports;
+mod protocol;
+pub mod rule;
+pub mod ruleset;
+pub mod shares;
+pub mod statistic;
+
+pub use family::{Family, Table, Variant};
+pub use name::Name;
+pub use network::{network, shortest};
+pub use ports::{PortRange, Ports};
+pub use protocol::Protocol;

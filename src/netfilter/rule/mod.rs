@@ -1,0 +1,176 @@
+//! One rule: what it means. [`parse`] reads it from a saved dump, [`render`]
+//! spells it as `iptables-save` does, and two rules that mean the same are
+//! equal values, however they were typed.
+
+mod parse;
+mod render;
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::netfilter::statistic::Statistic;
+use crate::netfilter::{PortRange, Ports, Protocol};
+pub use parse::{Unreadable, Words, words};
+
+/// A rule in its simplest form: what changes nothing is left out of it.
+///
+/// So there is no `-m comment`, no network of length 0, no `--every 1`, and in
+/// the nat table, which sees only the first packet of a connection, no
+/// `--ctstate NEW`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Rule {
+    /// `-p`
+    pub protocol: Option<Protocol>,
+    /// What else is asked of a packet; `None` when that is nothing, as in most
+    /// rules: they are many, and this is large.
+    pub matches: Option<Box<Matches>>,
+    /// `-m statistic`
+    pub statistic: Statistic,
+    /// `-j` or `-g`
+    pub target: Target,
+}
+
+/// What is asked of a packet besides its protocol.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Matches {
+    /// `-s`
+    pub source: Option<IpNet>,
+    /// `-d`
+    pub destination: Option<IpNet>,
+    /// `! -d`
+    pub not_destination: Option<IpNet>,
+    /// `-i`
+    pub in_interface: Option<String>,
+    /// `! -i`
+    pub not_in_interface: Option<String>,
+    /// `-o`
+    pub out_interface: Option<String>,
+    /// `--dport` or `--dports`
+    pub destination_ports: Ports,
+    /// `-m addrtype --dst-type LOCAL`
+    pub to_local: bool,
+    /// `-m conntrack`
+    pub connection: Connection,
+}
+
+/// What is asked of the connection that a packet belongs to. It holds for the
+/// packets of both directions, and for the ICMP errors about them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Connection {
+    /// `--ctstate`
+    pub state: Option<ConnectionState>,
+    /// `--ctproto`
+    pub protocol: Option<Protocol>,
+    /// `--ctorigsrc`
+    pub original_source: Option<IpNet>,
+    /// `--ctorigdst`: where it was addressed to before DNAT.
+    pub original_destination: Option<IpNet>,
+    /// `--ctorigdstport`: the port it was addressed to before DNAT.
+    pub original_port: Option<PortRange>,
+    /// `--ctreplsrc`: who answers, which after DNAT is the backend.
+    pub reply_source: Option<IpNet>,
+}
+
+impl From<Connection> for Matches {
+    fn from(connection: Connection) -> Self {
+        Self {
+            connection,
+            ..Self::default()
+        }
+    }
+}
+
+/// The states of a connection that are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ConnectionState {
+    /// `--ctstate DNAT`: its destination was rewritten.
+    Translated,
+    /// New, and its destination was not rewritten. As one match:
+    /// `! --ctstate INVALID,RELATED,ESTABLISHED,UNTRACKED,DNAT`
+    Untouched,
+    /// `--ctstate RELATED,ESTABLISHED`: it has been answered.
+    Established,
+}
+
+/// How a packet is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RejectWith {
+    /// With a TCP reset.
+    TcpReset,
+    /// With ICMP: the port is unreachable.
+    IcmpPort,
+    /// The same in `ICMPv6`.
+    Icmp6Port,
+}
+
+impl RejectWith {
+    const ALL: [Self; 3] = [Self::TcpReset, Self::IcmpPort, Self::Icmp6Port];
+
+    /// What follows `--reject-with`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::TcpReset => "tcp-reset",
+            Self::IcmpPort => "icmp-port-unreachable",
+            Self::Icmp6Port => "icmp6-port-unreachable",
+        }
+    }
+}
+
+/// What becomes of a packet that matches.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// Its connection goes to this address; to the same port, if none is given.
+    Dnat {
+        /// The backend.
+        address: IpAddr,
+        /// Its port.
+        port: Option<u16>,
+    },
+    /// It passes.
+    Accept,
+    /// It is gone without an answer.
+    Drop,
+    /// It is refused.
+    Reject(RejectWith),
+    /// Its connection comes from the address of the interface it leaves by.
+    Masquerade,
+    /// Its connection comes from this address.
+    Snat(IpAddr),
+    /// On with a chain, and back when that chain has no answer.
+    Jump(String),
+    /// On with a chain, and not back.
+    Goto(String),
+}
+
+impl Rule {
+    /// A rule that does this to every packet.
+    #[must_use]
+    pub fn to(target: Target) -> Self {
+        Self {
+            protocol: None,
+            matches: None,
+            statistic: Statistic::Always,
+            target,
+        }
+    }
+
+    /// The same rule for what matches this alone.
+    #[must_use]
+    pub fn matching(self, matches: Matches) -> Self {
+        let asks = matches != Matches::default();
+        Self {
+            matches: asks.then(|| matches.into()),
+            ..self
+        }
+    }
+
+    /// The same rule where all packets are of that protocol, so that saying it
+    /// or not makes no difference.
+    #[must_use]
+    pub fn among(mut self, protocol: Protocol) -> Self {
+        self.protocol.get_or_insert(protocol);
+        self
+    }
+}

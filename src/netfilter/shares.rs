@@ -1,0 +1,156 @@
+//! Who gets which share of the connections, read off the rules themselves.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use crate::netfilter::rule::Target;
+use crate::netfilter::ruleset::{Owned, SavedRule};
+use crate::netfilter::statistic::Share;
+
+/// A backend as a rule names it.
+pub type Server = (IpAddr, Option<u16>);
+
+/// The share of each backend among the connections that come into `chain`.
+///
+/// A connection is followed down the chain: each rule takes its part of what
+/// the rules above it let pass. What a rule takes that we cannot read, and
+/// what comes back from a chain that is jumped to, is not known, and so nothing
+/// is said of what comes after it.
+#[must_use]
+pub fn shares_of_chain(owned: &Owned, chain: &str) -> HashMap<Server, Share> {
+    let mut shares = HashMap::new();
+    let mut reaching = HashMap::from([(chain, Share::ALL)]);
+    for name in in_order(owned, chain) {
+        let mut left = reaching.get(name).copied().unwrap_or(Share::NONE);
+        for rule in &owned.chains[name].rules {
+            let Some(meaning) = &rule.meaning else {
+                break;
+            };
+            let (taken, rest) = left.split(meaning.statistic);
+            let add = |sum: &mut Share| *sum = sum.and(taken);
+            match &meaning.target {
+                Target::Dnat { address, port } => {
+                    add(shares.entry((*address, *port)).or_insert(Share::NONE));
+                }
+                Target::Goto(next) => add(reaching.entry(next).or_insert(Share::NONE)),
+                Target::Jump(_) => break,
+                Target::Accept
+                | Target::Drop
+                | Target::Reject(_)
+                | Target::Masquerade
+                | Target::Snat(_) => {}
+            }
+            left = rest;
+        }
+    }
+    shares
+}
+
+/// The chains that can be reached, each after all that lead to it. Of chains
+/// that lead to each other in a circle some have to come before.
+fn in_order<'a>(owned: &'a Owned, chain: &'a str) -> Vec<&'a str> {
+    let mut order = Vec::new();
+    let mut seen = HashSet::new();
+    let mut path = vec![(chain, 0)];
+    while let Some((name, at)) = path.pop() {
+        let rules = owned.chains.get(name).map_or(&[][..], |chain| &chain.rules);
+        if at == 0 && (!owned.chains.contains_key(name) || !seen.insert(name)) {
+            continue;
+        }
+        let goto = |rule: &'a SavedRule| match &rule.meaning.as_ref()?.target {
+            Target::Goto(next) => Some(next.as_str()),
+            _ => None,
+        };
+        let next = rules
+            .iter()
+            .enumerate()
+            .skip(at)
+            .find_map(|(at, rule)| Some((at, goto(rule)?)));
+        match next {
+            Some((at, next)) => path.extend([(name, at + 1), (next, 0)]),
+            None => order.push(name),
+        }
+    }
+    order.reverse();
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netfilter::Table;
+    use crate::netfilter::ruleset::Ruleset;
+    use crate::request::Name;
+
+    fn shares_of(rules: &[&str]) -> Vec<(String, f64)> {
+        let lines: String = rules.iter().map(|rule| format!("-A {rule}\n")).collect();
+        let dump = format!("*nat\n:W - [0:0]\n{lines}COMMIT\n");
+        let owned = Ruleset::read(dump.as_bytes(), &Name::new("W").unwrap())
+            .unwrap()
+            .owned(Table::Nat)
+            .clone();
+        let mut shares: Vec<_> = shares_of_chain(&owned, "W")
+            .into_iter()
+            .map(|((address, _), share)| (address.to_string(), share.as_f64()))
+            .collect();
+        shares.sort_by(|a, b| a.0.cmp(&b.0));
+        shares
+    }
+
+    #[test]
+    fn every_four_on_all_lines_is_not_a_quarter_each() {
+        let rules = [1, 2, 3, 4].map(|n| format!("W -m statistic --mode nth --every 4 --packet 0 -j DNAT --to-destination 192.0.2.{n}"));
+        let shares = shares_of(&rules.each_ref().map(String::as_str));
+        let values: Vec<f64> = shares.iter().map(|(_, share)| *share).collect();
+        assert_eq!(values, [0.25, 0.1875, 0.140_625, 0.105_468_75]);
+    }
+
+    #[test]
+    fn thirds_are_the_nearest_double() {
+        let shares = shares_of(&[
+            "W -m statistic --mode nth --every 3 --packet 0 -j DNAT --to-destination 192.0.2.1",
+            "W -m statistic --mode nth --every 2 --packet 0 -j DNAT --to-destination 192.0.2.2",
+            "W -j DNAT --to-destination 192.0.2.3",
+        ]);
+        assert!(
+            shares
+                .iter()
+                .all(|(_, share)| share.to_bits() == (1.0_f64 / 3.0).to_bits()),
+            "{shares:?}"
+        );
+    }
+
+    #[test]
+    fn sub_chains_are_followed_and_loops_end() {
+        let shares = shares_of(&[
+            "W -m statistic --mode nth --every 2 --packet 0 -g W/a",
+            "W -m statistic --mode random --probability 0.5 -g W/b",
+            "W -j DNAT --to-destination 192.0.2.9",
+            "W/a -j DNAT --to-destination 192.0.2.1",
+            "W/b -m statistic --mode random --probability 0.5 -j DNAT --to-destination 192.0.2.2",
+            "W/b -g W/a",
+        ]);
+        let expected = [
+            ("192.0.2.1", 0.625),
+            ("192.0.2.2", 0.125),
+            ("192.0.2.9", 0.25),
+        ];
+        assert_eq!(
+            shares,
+            expected.map(|(address, share)| (address.to_owned(), share))
+        );
+        assert_eq!(shares_of(&["W -g W"]), []);
+        assert_eq!(shares_of(&["W -g W/a", "W/a -g W"]), []);
+    }
+
+    #[test]
+    fn nothing_is_said_of_what_follows_a_rule_that_we_cannot_read() {
+        assert_eq!(
+            shares_of(&[
+                "W -m mark --mark 0x1 -j DROP",
+                "W -j DNAT --to-destination 192.0.2.1"
+            ]),
+            []
+        );
+    }
+}

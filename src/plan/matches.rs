@@ -1,0 +1,111 @@
+//! Which traffic is the balancer's, as matches that recognise it: before its
+//! destination is rewritten, and after.
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::netfilter::rule::{Connection, ConnectionState, Matches};
+use crate::netfilter::{Family, PortRange};
+use crate::request::{Balancer, Destination};
+
+/// One for every combination of source, destination and set of ports that fits
+/// into a rule. They lead into the same chain, so that whichever matches, its
+/// connections take turns with those of the others.
+pub(super) fn from_outside(balancer: &Balancer, family: Family) -> Vec<Matches> {
+    let ports = balancer.destination_ports.split_for_multiport();
+    let mut found = Vec::new();
+    for (source, destination) in pairs(balancer, family) {
+        for ports in &ports {
+            found.push(Matches {
+                source,
+                destination,
+                in_interface: balancer.in_interface.clone(),
+                destination_ports: ports.clone(),
+                to_local: balancer.destination == Destination::Local,
+                ..Matches::default()
+            });
+        }
+    }
+    found
+}
+
+/// The same for connections that this host makes: they come in nowhere. Unless
+/// it is named, the loopback network is not meant: its addresses mean nothing
+/// to a server elsewhere.
+pub(super) fn from_here(balancer: &Balancer, family: Family) -> Vec<Matches> {
+    let loopback = match family {
+        Family::Ipv4 => IpNet::V4(Ipv4Net::new_assert([127, 0, 0, 0].into(), 8)),
+        Family::Ipv6 => IpNet::V6(Ipv6Net::new_assert(1.into(), 128)),
+    };
+    let here = |outside: Matches| Matches {
+        in_interface: None,
+        not_destination: outside.destination.is_none().then_some(loopback),
+        ..outside
+    };
+    let outside = from_outside(balancer, family);
+    outside.into_iter().map(here).collect()
+}
+
+/// The same connections once their destination was rewritten, in either
+/// direction: what they were addressed to is asked of the kernel's record.
+pub(super) fn translated(balancer: &Balancer, family: Family) -> Vec<Matches> {
+    let ranges = balancer.destination_ports.ranges();
+    let ports: Vec<Option<PortRange>> = match ranges.is_empty() {
+        true => vec![None],
+        false => ranges.iter().copied().map(Some).collect(),
+    };
+    let mut found = Vec::new();
+    for (source, destination) in pairs(balancer, family) {
+        for port in &ports {
+            let connection = Connection {
+                state: Some(ConnectionState::Translated),
+                protocol: Some(balancer.protocol),
+                original_source: source,
+                original_destination: destination,
+                original_port: *port,
+                reply_source: None,
+            };
+            found.push(connection.into());
+        }
+    }
+    found
+}
+
+/// New connections whose destination nobody has rewritten.
+pub(super) fn untouched(matches: Matches) -> Matches {
+    let connection = Connection {
+        state: Some(ConnectionState::Untouched),
+        ..Connection::default()
+    };
+    Matches {
+        connection,
+        ..matches
+    }
+}
+
+/// Every source with every destination.
+fn pairs(balancer: &Balancer, family: Family) -> Vec<(Option<IpNet>, Option<IpNet>)> {
+    let destinations = match &balancer.destination {
+        Destination::Networks(networks) => of_family(networks, family),
+        Destination::Any | Destination::Local => vec![None],
+    };
+    let sources = of_family(&balancer.sources, family);
+    let with_sources = |destination: Option<IpNet>| {
+        let sources = sources.clone().into_iter();
+        sources.map(move |source| (source, destination))
+    };
+    destinations.into_iter().flat_map(with_sources).collect()
+}
+
+/// The networks of that family; `None` is everywhere, and takes in the others.
+fn of_family(networks: &[IpNet], family: Family) -> Vec<Option<IpNet>> {
+    let ours = networks
+        .iter()
+        .filter(|network| Family::of(network.addr()) == family);
+    let found: Vec<_> = ours
+        .map(|network| Some(*network).filter(|network| network.prefix_len() > 0))
+        .collect();
+    match found.is_empty() || found.contains(&None) {
+        true => vec![None],
+        false => found,
+    }
+}

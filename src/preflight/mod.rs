@@ -1,0 +1,481 @@
+//! Requests that can be carried out and would do harm: refused, or warned of,
+//! with the reason and the way out.
+
+pub mod warnings;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::netfilter::{self, Family, Protocol};
+use crate::request::{Backend, Balancer, Destination, WhenEmpty};
+
+/// What is known of the host that a request is for.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Which of the addresses asked for it has.
+    pub own: Vec<IpAddr>,
+    /// The ssh connection that this program runs over.
+    pub ssh: Option<Ssh>,
+    /// The interfaces on which packets to 127.0.0.0/8 are let in, `all` for all.
+    pub route_localnet: Vec<String>,
+    /// The families that at least one interface forwards.
+    pub forwarding_somewhere: BTreeSet<Family>,
+    /// Whether the kernel tracks connections, but not those of the protocol.
+    pub is_untracked: bool,
+}
+
+/// What has to be known of a host to look at a balancer; mostly little.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Questions {
+    /// Which of these addresses it has.
+    pub addresses: Vec<IpAddr>,
+    /// Whether this program runs over ssh.
+    pub ssh: bool,
+    /// Where packets to 127.0.0.0/8 are let in.
+    pub route_localnet: bool,
+    /// Which families at least one interface forwards.
+    pub forwarding: bool,
+    /// Whether connections of this protocol are tracked.
+    pub tracking: Option<Protocol>,
+}
+
+impl Questions {
+    /// Whether the balancer's connections are tracked, and nothing else.
+    #[must_use]
+    pub fn of_tracking(balancer: &Balancer) -> Self {
+        Self {
+            tracking: Some(balancer.protocol),
+            ..Self::default()
+        }
+    }
+}
+
+/// What is to be asked, where forwarding is as given.
+#[must_use]
+pub fn questions(balancer: &Balancer, forwarding: &BTreeMap<Family, bool>) -> Questions {
+    let backends = || balancer.pools.iter().flat_map(|pool| &pool.backends);
+    let is_off =
+        |family: Family| !balancer.gateway.ip_forward && forwarding.get(&family) == Some(&false);
+    let may_be_ours = |backend: &&Backend| {
+        let is_balanced = |port| balancer.destination_ports.include(port);
+        let matters = is_off(Family::of(backend.address)) || backend.port.is_none_or(is_balanced);
+        matters && !backend.address.is_loopback()
+    };
+    let mut addresses: Vec<IpAddr> = backends()
+        .filter(may_be_ours)
+        .map(|backend| backend.address)
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    let names_loopback = match &balancer.destination {
+        Destination::Networks(networks) => {
+            networks.iter().any(|network| network.addr().is_loopback())
+        }
+        Destination::Any | Destination::Local => false,
+    };
+    Questions {
+        addresses,
+        ssh: balancer.protocol == Protocol::Tcp,
+        route_localnet: names_loopback || backends().any(|backend| backend.address.is_loopback()),
+        forwarding: Family::BOTH.into_iter().any(is_off),
+        ..Questions::of_tracking(balancer)
+    }
+}
+
+/// An ssh connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ssh {
+    /// Who is connected.
+    pub client: IpAddr,
+    /// To which address of this host.
+    pub server: IpAddr,
+    /// And to which port.
+    pub port: u16,
+}
+
+/// Looks at a balancer with the host in mind. Returns warnings.
+///
+/// # Errors
+/// Why it is not built, and what to do.
+pub fn check(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> {
+    check_loopback_destination(balancer, facts)?;
+    let mut warnings = Vec::new();
+    let backends = balancer.pools.iter().flat_map(|pool| &pool.backends);
+    for backend in backends.filter(|backend| backend.weight > 0) {
+        check_loopback(balancer, backend, facts)?;
+        warnings.extend(to_itself(balancer, backend, facts));
+    }
+    warnings.extend(check_ssh(balancer, facts)?);
+    warnings.extend(untracked(balancer, facts));
+    Ok(warnings)
+}
+
+/// What is not tracked has no ports for the kernel, so that all of a client is
+/// one connection.
+#[must_use]
+pub fn untracked(balancer: &Balancer, facts: &Facts) -> Option<String> {
+    facts.is_untracked.then(|| {
+        format!(
+            "protocol: this kernel does not track {0} connections, so all that a client sends goes to one server, \
+             and to the port that it was addressed to; it takes a kernel that does, or its module nf_conntrack_proto_{0}",
+            balancer.protocol.as_str()
+        )
+    })
+}
+
+/// Where forwarding is off and somebody else's address is to be reached.
+#[must_use]
+pub fn not_forwarding(
+    balancer: &Balancer,
+    facts: &Facts,
+    forwarding: &BTreeMap<Family, bool>,
+) -> Vec<Family> {
+    let elsewhere = |backend: &Backend| {
+        backend.weight > 0
+            && !facts.own.contains(&backend.address)
+            && !backend.address.is_loopback()
+    };
+    let pools = balancer
+        .pools
+        .iter()
+        .filter(|pool| pool.backends.iter().any(elsewhere));
+    pools
+        .map(|pool| pool.family)
+        .filter(|family| forwarding.get(family) == Some(&false))
+        .filter(|family| !facts.forwarding_somewhere.contains(family))
+        .collect()
+}
+
+/// What is sent to the address and port that it was addressed to stays where it
+/// is. Somebody may answer there, so this is only told.
+fn to_itself(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Option<String> {
+    let address = backend.address;
+    let is_balanced_address = match &balancer.destination {
+        Destination::Any | Destination::Local => facts.own.contains(&address),
+        Destination::Networks(networks) => {
+            let covered = networks.iter().any(|network| network.contains(&address));
+            networks.contains(&IpNet::from(address)) || (covered && facts.own.contains(&address))
+        }
+    };
+    let is_balanced_port = backend
+        .port
+        .is_none_or(|port| balancer.destination_ports.include(port));
+    (is_balanced_address && is_balanced_port).then(|| {
+        format!(
+            "backends: `{}` is the balanced address itself, so its share stays where it came to, and is answered only if a \
+             program there does; otherwise give it a port that is not balanced, or leave it out",
+            shown(backend)
+        )
+    })
+}
+
+fn check_loopback(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Result<(), String> {
+    if !backend.address.is_loopback() {
+        return Ok(());
+    }
+    if backend.address.is_ipv6() {
+        return Err(format!(
+            "backends: `{}` is the loopback address, which no connection from elsewhere can be sent to; \
+             name another address of this host",
+            shown(backend)
+        ));
+    }
+    let lets_in = |name: &String| match &balancer.in_interface {
+        None => true,
+        Some(interface) => name == "all" || fits(interface, name),
+    };
+    match facts.route_localnet.iter().any(lets_in) {
+        true => Ok(()),
+        false => Err(format!(
+            "backends: `{}` is a loopback address, to which the kernel lets nothing in from elsewhere; name another address \
+             of this host, or switch that on with `sysctl net.ipv4.conf.{}.route_localnet=1`",
+            shown(backend),
+            balancer.in_interface.as_deref().unwrap_or("all")
+        )),
+    }
+}
+
+/// What this host sends to a loopback address comes from one, and the answers
+/// would have to come in from elsewhere to it.
+fn check_loopback_destination(balancer: &Balancer, facts: &Facts) -> Result<(), String> {
+    let Destination::Networks(networks) = &balancer.destination else {
+        return Ok(());
+    };
+    let mut loopback = networks
+        .iter()
+        .filter(|network| network.addr().is_loopback());
+    let Some(network) =
+        loopback.find(|network| network.addr().is_ipv6() || facts.route_localnet.is_empty())
+    else {
+        return Ok(());
+    };
+    let way_out = match network {
+        IpNet::V4(_) => {
+            ", or switch that on with `sysctl net.ipv4.conf.INTERFACE.route_localnet=1` where the backends are"
+        }
+        IpNet::V6(_) => "",
+    };
+    Err(format!(
+        "destination: `{}` is a loopback address, to which the kernel lets no answer in from elsewhere; name another \
+         address of this host{way_out}",
+        netfilter::shortest(network)
+    ))
+}
+
+/// Whether an interface goes by a name, of which a trailing `+` is any ending.
+fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('+') {
+        Some(stem) => name.starts_with(stem),
+        None => name == pattern,
+    }
+}
+
+/// New ssh connections to this host would go to the backends.
+fn check_ssh(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> {
+    let Some(ssh) = facts.ssh else {
+        return Ok(Vec::new());
+    };
+    let has = |networks: &[IpNet], address: IpAddr| {
+        networks.iter().any(|network| network.contains(&address))
+    };
+    let (is_named, is_chosen) = match &balancer.destination {
+        Destination::Any | Destination::Local => (true, false),
+        Destination::Networks(networks) => (has(networks, ssh.server), true),
+    };
+    let taken = balancer.protocol == Protocol::Tcp
+        && balancer.destination_ports.include(ssh.port)
+        && is_named
+        && (balancer.sources.is_empty() || has(&balancer.sources, ssh.client))
+        && balancer.pools.iter().any(|pool| {
+            let lets_pass = pool.is_empty() && balancer.gateway.when_empty == WhenEmpty::Pass;
+            pool.family == Family::of(ssh.server) && !lets_pass
+        });
+    if !taken {
+        return Ok(Vec::new());
+    }
+    let what = format!(
+        "destination_port: takes port {} too, over which {} is connected to {} by ssh just now",
+        ssh.port, ssh.client, ssh.server
+    );
+    match (is_chosen, &balancer.in_interface) {
+        (_, Some(interface)) => Ok(vec![format!(
+            "{what}; new connections of that kind that come in by `{interface}` are the balancer's"
+        )]),
+        (true, None) => Ok(vec![format!(
+            "{what}; new connections of that kind are the balancer's"
+        )]),
+        (false, None) => Err(format!(
+            "{what}, so you could not come back; leave it out, or name with `destination` or `in_interface` what is balanced \
+             (`destination: {}` if that is what you want)",
+            ssh.server
+        )),
+    }
+}
+
+fn shown(backend: &Backend) -> String {
+    match (backend.address, backend.port) {
+        (address, None) => address.to_string(),
+        (IpAddr::V4(address), Some(port)) => format!("{address}:{port}"),
+        (IpAddr::V6(address), Some(port)) => format!("[{address}]:{port}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::request::Request;
+
+    fn facts() -> Facts {
+        Facts {
+            forwarding_somewhere: BTreeSet::new(),
+            own: vec!["192.0.2.254".parse().unwrap(), "fd00::fe".parse().unwrap()],
+            ssh: Some(Ssh {
+                client: "198.51.100.7".parse().unwrap(),
+                server: "192.0.2.254".parse().unwrap(),
+                port: 22,
+            }),
+            route_localnet: vec!["eth1".to_owned()],
+            is_untracked: false,
+        }
+    }
+
+    fn checked(more: &Value) -> Result<Vec<String>, String> {
+        let mut object = json!({"name": "W", "destination_port": 80, "backends": "192.0.2.1"});
+        for (name, value) in more.as_object().unwrap() {
+            object[name] = value.clone();
+        }
+        let Value::Object(object) = object else {
+            panic!()
+        };
+        check(
+            Request::from_json(object).unwrap().balancer().unwrap(),
+            &facts(),
+        )
+    }
+
+    #[track_caller]
+    fn refused(more: &Value, why: &str) {
+        let error = checked(more).unwrap_err();
+        assert!(error.contains(why), "{error}");
+    }
+
+    #[test]
+    fn mostly_little_has_to_be_known() {
+        let asked = |more: Value| {
+            let mut object = json!({"name": "W", "destination_port": 80, "backends": "192.0.2.1:81, 192.0.2.2:81"});
+            object
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            let request = Request::from_json(object.as_object().unwrap().clone()).unwrap();
+            let forwarding = BTreeMap::from([(Family::Ipv4, true), (Family::Ipv6, false)]);
+            let asked = questions(request.balancer().unwrap(), &forwarding);
+            (
+                asked.addresses.len(),
+                asked.ssh,
+                asked.route_localnet,
+                asked.forwarding,
+            )
+        };
+        let on = json!({"ip_forward": true});
+        assert_eq!(asked(on.clone()), (0, true, false, false));
+        assert_eq!(
+            asked(json!({"ip_forward": true, "protocol": "udp"})),
+            (0, false, false, false)
+        );
+        assert_eq!(
+            asked(json!({"backends": "fd00::1,192.0.2.1:81"})),
+            (1, true, false, true)
+        );
+        assert_eq!(
+            asked(json!({"backends": "127.0.0.1:80", "ip_forward": true})),
+            (0, true, true, false)
+        );
+    }
+
+    #[test]
+    fn what_stays_where_it_came_to_is_told() {
+        for (more, shown) in [
+            (
+                json!({"backends": "192.0.2.254"}),
+                "`192.0.2.254` is the balanced address itself",
+            ),
+            (
+                json!({"backends": "[fd00::fe]:80", "destination": "local"}),
+                "`[fd00::fe]:80` is the",
+            ),
+            (
+                json!({"backends": "192.0.2.9:80", "destination": "192.0.2.9"}),
+                "`192.0.2.9:80` is the",
+            ),
+            (
+                json!({"backends": "192.0.2.254", "destination": "192.0.2.0/24"}),
+                "`192.0.2.254` is the",
+            ),
+        ] {
+            let warnings = checked(&more).unwrap();
+            assert!(
+                warnings.len() == 1 && warnings[0].contains(shown),
+                "{warnings:?}"
+            );
+        }
+        for fine in [
+            json!({"backends": "192.0.2.254:8080"}),
+            json!({"backends": "192.0.2.254 weight=0, 192.0.2.1"}),
+            json!({"backends": "192.0.2.254:80", "destination": "192.0.2.253"}),
+            json!({"backends": "192.0.2.9:80", "destination": "192.0.2.0/24"}),
+        ] {
+            assert_eq!(checked(&fine), Ok(vec![]), "{fine}");
+        }
+    }
+
+    #[test]
+    fn loopback_takes_route_localnet() {
+        refused(
+            &json!({"backends": "127.0.0.1:8080", "in_interface": "eth0"}),
+            "sysctl net.ipv4.conf.eth0.route_localnet=1",
+        );
+        refused(
+            &json!({"backends": "[::1]:8080"}),
+            "name another address of this host",
+        );
+        for fine in [
+            json!({"in_interface": "eth1"}),
+            json!({"in_interface": "eth+"}),
+            json!({}),
+        ] {
+            let mut request = fine.clone();
+            request["backends"] = json!("127.0.0.1:8080");
+            assert_eq!(checked(&request), Ok(vec![]), "{fine}");
+        }
+    }
+
+    #[test]
+    fn loopback_is_balanced_only_where_answers_get_in() {
+        let local = |destination: &str, backends: &str| {
+            checked(
+                &json!({"local_traffic": true, "destination": destination, "backends": backends}),
+            )
+        };
+        assert_eq!(local("127.0.0.0/8", "192.0.2.1"), Ok(vec![]));
+        refused(
+            &json!({"destination": "::1", "backends": "fd00::1"}),
+            "destination: `::1` is a loopback address",
+        );
+    }
+
+    #[test]
+    fn ssh_is_taken_only_from_those_who_say_so() {
+        refused(
+            &json!({"destination_port": "1:1024"}),
+            "over which 198.51.100.7 is connected to 192.0.2.254 by ssh",
+        );
+        refused(
+            &json!({"destination_port": 22, "destination": "local"}),
+            "`destination: 192.0.2.254` if that is what you want",
+        );
+        for warned in [
+            json!({"destination": "192.0.2.254"}),
+            json!({"in_interface": "eth0"}),
+            json!({"destination": "0.0.0.0/0"}),
+        ] {
+            let mut request = warned.clone();
+            request["destination_port"] = json!(22);
+            assert_eq!(checked(&request).unwrap().len(), 1, "{warned}");
+        }
+        for fine in [
+            json!({"protocol": "udp"}),
+            json!({"source": "203.0.113.0/24"}),
+            json!({"destination": "192.0.2.253"}),
+            json!({"backends": "fd00::1"}),
+            json!({"backends": [], "when_empty": "pass"}),
+        ] {
+            let mut request = fine.clone();
+            request["destination_port"] = json!(22);
+            assert_eq!(checked(&request), Ok(vec![]), "{fine}");
+        }
+    }
+
+    #[test]
+    fn forwarding_is_needed_for_what_is_elsewhere() {
+        let off = BTreeMap::from([(Family::Ipv4, false), (Family::Ipv6, true)]);
+        let missing = |backends: &str| {
+            let Value::Object(object) =
+                json!({"name": "W", "destination_port": 80, "backends": backends})
+            else {
+                panic!()
+            };
+            let request = Request::from_json(object).unwrap();
+            not_forwarding(request.balancer().unwrap(), &facts(), &off)
+        };
+        assert_eq!(missing("192.0.2.1,fd00::1"), [Family::Ipv4]);
+        assert_eq!(
+            missing("192.0.2.254:81,127.0.0.1:82,192.0.2.1 weight=0,fd00::1"),
+            []
+        );
+    }
+}

@@ -1,0 +1,174 @@
+//! What iptables-nft 1.8.0 to 1.8.2 has to be told otherwise. Seen with these
+//! releases, and explained by their sources:
+//!
+//! - Once it has inserted or replaced a rule it counts the rules of that chain
+//!   wrongly, for the rest of the transaction: of several `-R` only the first
+//!   goes where it should (netfilter bug 1348), an `-I` beside another may go to
+//!   the top of the chain. So chains of ours are filled anew, and in those of
+//!   others each place is that of a rule that was there before.
+//! - To find the rule of a `-D` it reads those above it, and from then on does
+//!   not know the options of the extensions that these use. So each `-D` has a
+//!   transaction of its own, and what is balanced may for a moment be balanced
+//!   by two rules.
+//! - At `-F` it forgets rules of the same table that it has yet to send, and
+//!   crashes. That is why [`super::block`] begins with them, for every version.
+
+use std::iter;
+
+use crate::diff::change::{Action, Change, edited};
+use crate::netfilter::ruleset::{Chain, Ruleset, SavedRule};
+use crate::netfilter::{Family, Table};
+
+/// The changes to one family as transactions, one after the other.
+///
+/// What goes in chains of others goes last, so that nobody is without a rule
+/// meanwhile. It goes first where it leads to a chain that goes, or where a rule
+/// comes that reads like it and would be taken for it.
+pub fn transactions(changes: Vec<&Change>, family: Family, found: &Ruleset) -> Vec<Vec<Change>> {
+    let is_delete = |change: &&Change| matches!(change.action, Action::DeleteFirst(_));
+    let (deletes, others): (Vec<_>, Vec<_>) = changes.into_iter().partition(is_delete);
+    let is_first = |delete: &&Change| {
+        let rule = delete.action.rule();
+        others.iter().any(|other| {
+            let is_its_target = other.action == Action::DeleteChain
+                && rule.is_some_and(|rule| leads_to(rule, &other.chain));
+            let reads_like_it = other.chain == delete.chain && other.action.rule() == rule;
+            other.table == delete.table && (is_its_target || reads_like_it)
+        })
+    };
+    let (first, last): (Vec<_>, Vec<_>) = deletes.into_iter().partition(is_first);
+    let mut main = Vec::new();
+    for edits in others.chunk_by(|one, next| (one.table, &one.chain) == (next.table, &next.chain)) {
+        let (table, chain) = (edits[0].table, &edits[0].chain);
+        let actions = edits.iter().map(|change| &change.action);
+        let actions = match found.owned(table).chains.get(&**chain) {
+            Some(found) if actions.clone().any(counts) => refill(found, actions),
+            Some(_) => actions.cloned().collect(),
+            None => from_below(actions, places(found, table, chain, [&first, &last])),
+        };
+        main.extend(actions.into_iter().map(|action| Change {
+            family,
+            table,
+            chain: chain.clone(),
+            action,
+        }));
+    }
+    let alone = |change: &Change| vec![change.clone()];
+    let first = first.into_iter().map(alone);
+    let last = last.into_iter().map(alone);
+    let all = first.chain([main]).chain(last);
+    all.filter(|changes| !changes.is_empty()).collect()
+}
+
+fn leads_to(rule: &SavedRule, chain: &str) -> bool {
+    let target = rule.text.strip_suffix(chain.as_bytes());
+    target.is_some_and(|rest| rest.ends_with(b" -j ") || rest.ends_with(b" -g "))
+}
+
+/// Whether a step goes by the place of a rule.
+fn counts(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Insert(..) | Action::Replace { .. } | Action::DeleteAt(..)
+    )
+}
+
+/// Steps that replace or delete every rule.
+fn refill<'a>(found: &Chain, steps: impl Iterator<Item = &'a Action>) -> Vec<Action> {
+    let mut before = found.rules.iter().map(|rule| Box::new(rule.clone()));
+    let mut actions = Vec::new();
+    let mut at = 0;
+    for rule in edited(found, steps) {
+        at += 1;
+        actions.push(match before.next() {
+            Some(before) => Action::Replace { at, before, rule },
+            None => Action::Append(rule),
+        });
+    }
+    actions.extend(before.map(|rule| Action::DeleteAt(at + 1, *rule)));
+    actions
+}
+
+/// A rule in a chain of others, while the steps are gone through.
+#[derive(Clone, Copy, PartialEq)]
+enum Place<'a> {
+    Stays,
+    Goes,
+    Comes(&'a SavedRule),
+}
+
+/// The rules of a chain as far as we know of any, after those that go first.
+fn places<'a>(
+    found: &Ruleset,
+    table: Table,
+    chain: &str,
+    [first, last]: [&[&Change]; 2],
+) -> Vec<Place<'a>> {
+    let leads = found.owned(table).leads.iter();
+    let mut leads: Vec<_> = leads.filter(|lead| lead.chain == chain).collect();
+    let known = leads.iter().map(|lead| lead.position as usize).max();
+    let mut places = vec![Some(Place::Stays); known.unwrap_or(0)];
+    let goes = [(first, None), (last, Some(Place::Goes))];
+    for (deletes, becomes) in goes {
+        for delete in deletes
+            .iter()
+            .filter(|delete| (delete.table, &*delete.chain) == (table, chain))
+        {
+            let gone = leads
+                .iter()
+                .position(|lead| Some(&lead.rule) == delete.action.rule());
+            if let Some(gone) = gone {
+                places[leads.remove(gone).position as usize - 1] = becomes;
+            }
+        }
+    }
+    places.into_iter().flatten().collect()
+}
+
+/// The same steps in a chain that is not ours, so that each names a place that
+/// was there before.
+fn from_below<'a>(
+    steps: impl Iterator<Item = &'a Action>,
+    mut places: Vec<Place<'a>>,
+) -> Vec<Action> {
+    let mut others = Vec::new();
+    for step in steps {
+        match step {
+            Action::Insert(at, rule) => take_place(&mut places, *at as usize - 1, rule),
+            other => others.push(other.clone()),
+        }
+    }
+    others.extend(upwards(&places));
+    others
+}
+
+/// Puts a rule above the one that is at that index, without those that go.
+fn take_place<'a>(places: &mut Vec<Place<'a>>, index: usize, rule: &'a SavedRule) {
+    let stays = |place: &&Place| **place != Place::Goes;
+    let missing = (index + 1).saturating_sub(places.iter().filter(stays).count());
+    places.extend(iter::repeat_n(Place::Stays, missing));
+    let mut left = places.iter().enumerate().filter(|(_, place)| stays(place));
+    if let Some((at, _)) = left.nth(index) {
+        places.insert(at, Place::Comes(rule));
+    }
+}
+
+/// Each rule that comes by the place of the next that was there. At the top of
+/// the chain each goes above the last, elsewhere each just above that next one.
+fn upwards(places: &[Place]) -> Vec<Action> {
+    let was_there = |place: &Place| !matches!(place, Place::Comes(_));
+    let groups: Vec<_> = places.split(was_there).collect();
+    let mut steps = Vec::new();
+    for (above, group) in groups.into_iter().enumerate().rev() {
+        let place = u32::try_from(above + 1).unwrap_or(u32::MAX);
+        let coming = group.iter().filter_map(|coming| match coming {
+            Place::Comes(rule) => Some(Action::Insert(place, (*rule).clone())),
+            _ => None,
+        });
+        match above {
+            0 => steps.extend(coming.rev()),
+            _ => steps.extend(coming),
+        }
+    }
+    steps
+}
