@@ -9,7 +9,7 @@ static LAST: Mutex<String> = Mutex::new(String::new());
 
 /// Keeps panics off standard error, which over ssh is the same terminal as
 /// standard output. To be called once, at the start.
-pub fn silence() {
+pub fn silence_panics() {
     panic::set_hook(Box::new(|panic| {
         *LAST.lock().unwrap_or_else(PoisonError::into_inner) = panic.to_string();
     }));
@@ -19,7 +19,7 @@ pub fn silence() {
 ///
 /// # Errors
 /// What it panicked with, in a sentence that asks for a report.
-pub fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+pub fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     panic::catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
         let last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
         format!(

@@ -12,15 +12,17 @@ use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::converge::outcome::{Outcome, Run, State, Steps};
+use crate::converge::outcome::{HostState, Outcome, RunMode, Steps};
 use crate::diff::change::{Change, Kind};
 use crate::effects::{Effect, File, setting};
 use crate::host::Variant;
-use crate::netfilter::ruleset::{Chain, Owned, SavedRule};
+use crate::netfilter::ruleset::{Chain, OwnedTable, SavedRule};
 use crate::netfilter::shares::shares_of_chain;
 use crate::netfilter::statistic::Share;
 use crate::netfilter::{Family, Table};
-use crate::request::{Backend, Balancer, Draft, Name, Pool, Request, State as Wish, Wanted};
+use crate::request::{
+    Backend, Balancer, Desired, DesiredState, Name, Pool, Request, UncheckedRequest,
+};
 
 /// What a run found and did.
 #[derive(Debug, Default, Serialize, JsonSchema)]
@@ -39,7 +41,7 @@ pub struct Report {
     pub name: Option<String>,
     /// The state that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub state: Option<Wish>,
+    pub state: Option<DesiredState>,
     /// Which iptables was worked on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub variant: Option<Variant>,
@@ -65,7 +67,7 @@ pub struct Report {
 #[derive(Debug, Default)]
 struct Leftovers {
     _outcome: Option<Outcome>,
-    asked: Option<(Draft, Request)>,
+    asked: Option<(UncheckedRequest, Request)>,
 }
 
 /// One step. What does not apply to it is left out.
@@ -246,7 +248,7 @@ impl Report {
 
     /// Nothing was done, because of this, with what was asked about.
     #[must_use]
-    pub fn unread((name, state): (Name, Wish), reason: impl Into<String>) -> Self {
+    pub fn unread((name, state): (Name, DesiredState), reason: impl Into<String>) -> Self {
         Self {
             name: Some(name.as_str().to_owned()),
             state: Some(state),
@@ -262,7 +264,7 @@ impl Report {
         request: &Request,
         mut outcome: Outcome,
         beforehand: Beforehand,
-        run: Run,
+        run: RunMode,
         diff: bool,
     ) -> Self {
         let steps = std::mem::take(&mut outcome.steps);
@@ -305,7 +307,7 @@ impl Report {
 
     /// Takes along what was asked, which is of no use any more either.
     #[must_use]
-    pub fn with_asked(mut self, draft: Draft, request: Request) -> Self {
+    pub fn with_asked(mut self, draft: UncheckedRequest, request: Request) -> Self {
         self.leftovers.asked = Some((draft, request));
         self
     }
@@ -349,7 +351,7 @@ impl<'a> From<&'a Effect> for ReportedChange<'a> {
     }
 }
 
-fn sentence(request: &Request, outcome: &Outcome, changes: usize, run: Run) -> String {
+fn sentence(request: &Request, outcome: &Outcome, changes: usize, run: RunMode) -> String {
     let name = request.name.as_str();
     let counted = match changes {
         0 => String::new(),
@@ -358,26 +360,28 @@ fn sentence(request: &Request, outcome: &Outcome, changes: usize, run: Run) -> S
     };
     let mut rulesets = outcome.before.rules.values();
     let existed = rulesets.any(|found| !found.is_empty());
-    match (&request.wanted, changes == 0, run) {
-        (Wanted::Absent, true, _) => format!("there is no balancer `{name}`"),
-        (Wanted::Absent, false, Run::Apply) => format!("removed the balancer `{name}`{counted}"),
-        (Wanted::Absent, false, Run::Check) => {
+    match (&request.desired, changes == 0, run) {
+        (Desired::Absent, true, _) => format!("there is no balancer `{name}`"),
+        (Desired::Absent, false, RunMode::Apply) => {
+            format!("removed the balancer `{name}`{counted}")
+        }
+        (Desired::Absent, false, RunMode::Check) => {
             format!("would remove the balancer `{name}`{counted}")
         }
-        (Wanted::Present(balancer), true, _) => {
+        (Desired::Present(balancer), true, _) => {
             format!(
                 "the balancer `{name}` is as it should be, over {}",
                 pool(balancer)
             )
         }
-        (Wanted::Present(balancer), false, Run::Apply) => {
+        (Desired::Present(balancer), false, RunMode::Apply) => {
             let done = if existed { "updated" } else { "set up" };
             format!(
                 "the balancer `{name}` was {done} over {}{counted}",
                 pool(balancer)
             )
         }
-        (Wanted::Present(balancer), false, Run::Check) => {
+        (Desired::Present(balancer), false, RunMode::Check) => {
             let to_do = if existed { "update" } else { "set up" };
             format!(
                 "would {to_do} the balancer `{name}` over {}{counted}",
@@ -404,7 +408,7 @@ enum Moment {
 
 /// What is owned, as `iptables-save` would show it without the rest and
 /// without counters; and all else that is about to be changed.
-fn owned_text(state: &State, steps: &Steps, moment: Moment) -> String {
+fn owned_text(state: &HostState, steps: &Steps, moment: Moment) -> String {
     let mut text = String::new();
     for (family, ruleset) in &state.rules {
         for (table, owned) in &ruleset.tables {
@@ -418,11 +422,11 @@ fn owned_text(state: &State, steps: &Steps, moment: Moment) -> String {
     for effect in &steps.effects {
         match effect {
             Effect::Forwarding { family, .. } => {
-                let on = state.besides.forwarding.get(family) == Some(&true);
+                let on = state.settings.forwarding.get(family) == Some(&true);
                 let _ = writeln!(text, "# sysctl\n{} = {}", setting(*family), u8::from(on));
             }
             Effect::Write { path, .. } => {
-                if let Some(file) = state.besides.files.get(path) {
+                if let Some(file) = state.settings.files.get(path) {
                     file_text(path, file, &mut text);
                 }
             }
@@ -456,13 +460,13 @@ fn file_text(path: &Path, file: &File, text: &mut String) {
 
 /// A rule of FORWARD after the first that refuses is in the wrong place, which
 /// is all that is wrong with it.
-fn owned_table(head: &str, owned: &Owned, refused_at: Option<u32>, text: &mut String) {
+fn owned_table(head: &str, owned: &OwnedTable, refused_at: Option<u32>, text: &mut String) {
     if owned.is_empty() {
         return;
     }
     let chains = owned.chains.keys().map(|name| format!(":{name} - [0:0]"));
-    let leads = owned.leads.iter();
-    let leads = leads.map(|lead| {
+    let jumps = owned.jumps.iter();
+    let jumps = jumps.map(|lead| {
         let late = lead.chain == "FORWARD" && refused_at.is_some_and(|at| lead.position > at);
         let note = if late {
             "   # after a rule that drops or rejects"
@@ -478,7 +482,7 @@ fn owned_table(head: &str, owned: &Owned, refused_at: Option<u32>, text: &mut St
     };
     let rules = owned.chains.iter().flat_map(in_chain);
     let _ = writeln!(text, "# {head}");
-    for line in chains.chain(leads).chain(rules) {
+    for line in chains.chain(jumps).chain(rules) {
         let _ = writeln!(text, "{line}");
     }
 }

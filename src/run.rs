@@ -3,16 +3,16 @@
 use anyhow::{Result, anyhow};
 
 use crate::converge::converge;
-use crate::converge::outcome::{Run, Steps};
-use crate::converge::prefetch::{Glance, Glancing};
+use crate::converge::outcome::{RunMode, Steps};
+use crate::converge::prefetch::{PendingPrefetch, Prefetch};
 use crate::host::{System, lookup};
 use crate::report::{Beforehand, Report};
-use crate::request::{BadRequest, Draft, State};
+use crate::request::{BadRequest, DesiredState, UncheckedRequest};
 
 /// Carries out a request, or foretells what that would do; with before and
 /// after, if `diff`.
 #[must_use]
-pub fn on_this_host(draft: Draft, run: Run, diff: bool) -> Report {
+pub fn on_this_host(draft: UncheckedRequest, run: RunMode, diff: bool) -> Report {
     let about = (draft.name.clone(), draft.state);
     match perform(draft, run, diff) {
         Ok(report) => report,
@@ -23,11 +23,11 @@ pub fn on_this_host(draft: Draft, run: Run, diff: bool) -> Report {
 
 /// The host's dump waits in its pipe while it is worked out what there should
 /// be. What is wrong with the request is said before what is wrong with the host.
-fn perform(draft: Draft, run: Run, diff: bool) -> Result<Report> {
+fn perform(draft: UncheckedRequest, run: RunMode, diff: bool) -> Result<Report> {
     let opened = System::open(draft.variant, draft.wait);
     let host = opened.as_ref().ok();
-    let host_to_read = host.filter(|_| draft.state == State::Present);
-    let glancing = host_to_read.map(|host| Glance::begin(host, &draft.name));
+    let host_to_read = host.filter(|_| draft.state == DesiredState::Present);
+    let glancing = host_to_read.map(|host| Prefetch::begin(host, &draft.name));
     let request = draft.resolve(&lookup)?;
     let host = opened.as_ref().map_err(|error| anyhow!("{error:#}"))?;
     let told = Beforehand::default();
@@ -39,7 +39,7 @@ fn perform(draft: Draft, run: Run, diff: bool) -> Result<Report> {
         {
             told.word_shares(&request);
         }
-        glancing.map(Glancing::finish)
+        glancing.map(PendingPrefetch::finish)
     };
     let meanwhile = |steps: &Steps| {
         told.word_shares(&request);

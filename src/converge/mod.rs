@@ -16,19 +16,19 @@ use crate::diff;
 use crate::diff::change::{Change, applied};
 use crate::effects::conntrack;
 use crate::effects::rules_file;
-use crate::effects::{self, Besides, Effect, File};
+use crate::effects::{self, Effect, File, HostSettings};
 use crate::host::{Host, Scope};
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Family, Table};
-use crate::panic::guarded;
+use crate::panic::catch_panic;
 use crate::plan::{self, Plan};
 use crate::preflight::warnings;
 use crate::preflight::{self, Facts, Questions};
 use crate::request::{Persist, Request};
 use crate::restore;
-use outcome::{Outcome, Run, State, Steps};
-use prefetch::{Counters, Glance, Read};
-use retry::{Attempt, Course, Done, somebody_else_wrote};
+use outcome::{HostState, Outcome, RunMode, Steps};
+use prefetch::{Counters, Prefetch, Read};
+use retry::{Attempt, Done, RetryLog, somebody_else_wrote};
 
 /// Does what the request asks for. What was read of the host before, if there
 /// is such, need not be read again to see that there is nothing to do. While
@@ -40,8 +40,8 @@ use retry::{Attempt, Course, Done, somebody_else_wrote};
 pub fn converge(
     host: &impl Host,
     request: &Request,
-    run: Run,
-    glance: impl FnOnce() -> Option<Glance>,
+    run: RunMode,
+    glance: impl FnOnce() -> Option<Prefetch>,
     meanwhile: impl FnOnce(&Steps) + Send,
 ) -> Result<Outcome> {
     let plan = plan_for(host, request);
@@ -53,14 +53,14 @@ pub fn converge(
         Some(balancer) => preflight::check(balancer, &facts).map_err(anyhow::Error::msg)?,
         None => Vec::new(),
     };
-    let errand = Errand {
+    let errand = Reconciler {
         host,
         request,
         files: files(host, request, &plan)?,
         plan,
     };
     let mut before = errand.look_on(glance().unwrap_or_default(), Counters::Left)?;
-    if let Some(family) = effects::unknown_forwarding(request, &errand.plan, &before.besides) {
+    if let Some(family) = effects::unknown_forwarding(request, &errand.plan, &before.settings) {
         bail!(
             "ip_forward: cannot tell whether this host forwards {}, since {} cannot be read",
             family.title(),
@@ -69,8 +69,8 @@ pub fn converge(
     }
     let mut steps = errand.missing(&before);
     let _lock = match run {
-        Run::Apply if !steps.is_empty() => Some(host.lock()?),
-        Run::Apply | Run::Check => None,
+        RunMode::Apply if !steps.is_empty() => Some(host.lock()?),
+        RunMode::Apply | RunMode::Check => None,
     };
     if !steps.is_empty() {
         let now = errand.look(Counters::Taken)?;
@@ -85,7 +85,7 @@ pub fn converge(
     told.extend(ending.warning.clone());
     told.extend(still_at_boot(host, request));
     steps.effects.extend(ending.effects());
-    let outcome = |before: State, steps, after| Outcome {
+    let outcome = |before: HostState, steps, after| Outcome {
         variant: host.variant(),
         before,
         after,
@@ -94,12 +94,12 @@ pub fn converge(
         failure: None,
         attempts: 0,
     };
-    if run == Run::Check || steps.is_empty() {
+    if run == RunMode::Check || steps.is_empty() {
         let after = foretold(request, &before, &steps);
         return Ok(outcome(before, steps, after));
     }
     let first = Attempt { steps, before };
-    let mut course = Course::default();
+    let mut course = RetryLog::default();
     let carried_out = thread::scope(|scope| {
         let beside = thread::Builder::new().spawn_scoped(scope, || meanwhile(&first.steps));
         let carried_out = unpanicked(|| errand.carry_out(&first, &mut course));
@@ -147,7 +147,7 @@ fn now_known(host: &impl Host, request: &Request, facts: &Facts) -> Option<Strin
 /// What has begun is brought to an end or undone, even if there is a bug in it,
 /// or not a thread to be had.
 fn unpanicked<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
-    guarded(act).map_err(anyhow::Error::msg)?
+    catch_panic(act).map_err(anyhow::Error::msg)?
 }
 
 /// Which families are forwarded, as far as that is known.
@@ -165,7 +165,7 @@ fn plan_for(host: &impl Host, request: &Request) -> Plan {
         .map_or(&[][..], |balancer| &balancer.pools);
     for pool in pools.iter().filter(|pool| pool.backends.is_empty()) {
         if !host.supports(pool.family) {
-            plan.parts.retain(|(family, _), _| *family != pool.family);
+            plan.tables.retain(|(family, _), _| *family != pool.family);
         }
     }
     plan
@@ -225,7 +225,7 @@ fn still_at_boot(host: &impl Host, request: &Request) -> Vec<String> {
 }
 
 /// What would be there after the steps.
-fn foretold(request: &Request, before: &State, steps: &Steps) -> State {
+fn foretold(request: &Request, before: &HostState, steps: &Steps) -> HostState {
     let rules = |(family, found): (&Family, &Arc<Ruleset>)| {
         let untouched = !steps.changes.iter().any(|change| change.family == *family);
         let after = match untouched {
@@ -234,32 +234,32 @@ fn foretold(request: &Request, before: &State, steps: &Steps) -> State {
         };
         (*family, after)
     };
-    State {
+    HostState {
         rules: before.rules.iter().map(rules).collect(),
-        besides: effects::applied(&steps.effects, &before.besides, request),
+        settings: effects::applied(&steps.effects, &before.settings, request),
     }
 }
 
 /// A request on its way to a host.
-struct Errand<'a, H> {
+struct Reconciler<'a, H> {
     host: &'a H,
     request: &'a Request,
     plan: Plan,
     files: BTreeMap<PathBuf, Option<Family>>,
 }
 
-impl<H: Host> Errand<'_, H> {
-    fn look(&self, counters: Counters) -> Result<State> {
-        self.look_on(Glance::default(), counters)
+impl<H: Host> Reconciler<'_, H> {
+    fn look(&self, counters: Counters) -> Result<HostState> {
+        self.look_on(Prefetch::default(), counters)
     }
 
     /// Looks at what was not yet seen.
-    fn look_on(&self, seen: Glance, counters: Counters) -> Result<State> {
+    fn look_on(&self, seen: Prefetch, counters: Counters) -> Result<HostState> {
         let files = self.files.iter();
         let files = files.map(|(path, family)| Ok((path.clone(), self.file(path, *family)?)));
-        Ok(State {
+        Ok(HostState {
             rules: self.rules(seen, counters)?,
-            besides: Besides {
+            settings: HostSettings {
                 forwarding: forwarding(self.host),
                 files: files.collect::<Result<_>>()?,
             },
@@ -289,7 +289,7 @@ impl<H: Host> Errand<'_, H> {
 
     /// Every family that is planned for, and every other that the host has
     /// programs for, since something may be left there from before.
-    fn rules(&self, seen: Glance, counters: Counters) -> Result<BTreeMap<Family, Arc<Ruleset>>> {
+    fn rules(&self, seen: Prefetch, counters: Counters) -> Result<BTreeMap<Family, Arc<Ruleset>>> {
         let families = Family::BOTH
             .into_iter()
             .filter(|family| self.plan.uses(*family) || self.host.supports(*family));
@@ -297,7 +297,7 @@ impl<H: Host> Errand<'_, H> {
         let mut found = self.read(wanted, seen, counters)?;
         let mark = plan::filter_mark(&self.request.name);
         let is_behind = |(family, ruleset): &(&Family, &Ruleset)| {
-            let planned = self.plan.parts.contains_key(&(**family, Table::Filter));
+            let planned = self.plan.tables.contains_key(&(**family, Table::Filter));
             let marked = ruleset.owned(Table::Nat).chains.contains_key(&mark);
             marked && !planned && self.request.balancer().is_some()
         };
@@ -306,7 +306,7 @@ impl<H: Host> Errand<'_, H> {
             .filter(is_behind)
             .map(|(family, _)| (*family, Scope::Only(Table::Filter)))
             .collect();
-        for (family, ruleset) in self.read(behind, Glance::default(), counters)? {
+        for (family, ruleset) in self.read(behind, Prefetch::default(), counters)? {
             let nat = found.remove(&family).unwrap_or_default();
             found.insert(family, nat.and(ruleset));
         }
@@ -319,7 +319,7 @@ impl<H: Host> Errand<'_, H> {
         if self.request.balancer().is_none() {
             return vec![(family, Scope::All)];
         }
-        let filter = self.plan.parts.contains_key(&(family, Table::Filter));
+        let filter = self.plan.tables.contains_key(&(family, Table::Filter));
         let tables = [Some(Table::Nat), filter.then_some(Table::Filter)];
         tables
             .into_iter()
@@ -331,7 +331,7 @@ impl<H: Host> Errand<'_, H> {
     fn read(
         &self,
         wanted: Vec<(Family, Scope)>,
-        mut seen: Glance,
+        mut seen: Prefetch,
         counters: Counters,
     ) -> Result<BTreeMap<Family, Ruleset>> {
         let mut unseen = Vec::new();
@@ -357,7 +357,7 @@ impl<H: Host> Errand<'_, H> {
     /// A table that cannot be shown is not an empty one, where it matters.
     fn check_readable(&self, found: &Ruleset, family: Family, scope: Scope) -> Result<()> {
         let matters = |table: &Table| {
-            let planned = self.plan.parts.contains_key(&(family, *table));
+            let planned = self.plan.tables.contains_key(&(family, *table));
             planned || (scope == Scope::All && *table == Table::Nat)
         };
         let mut hidden = [Table::Nat, Table::Filter]
@@ -375,12 +375,12 @@ impl<H: Host> Errand<'_, H> {
     }
 
     /// The steps that the plan still calls for.
-    fn missing(&self, found: &State) -> Steps {
+    fn missing(&self, found: &HostState) -> Steps {
         let in_family =
             |(family, found): (&Family, &Arc<Ruleset>)| diff::to_plan(&self.plan, *family, found);
         Steps {
             changes: diff::joined(found.rules.iter().map(in_family)),
-            effects: effects::missing(self.request, &self.plan, &found.besides),
+            effects: effects::missing(self.request, &self.plan, &found.settings),
         }
     }
 
@@ -389,7 +389,7 @@ impl<H: Host> Errand<'_, H> {
     ///
     /// Others may write at the same time, and make a write fail or undo it. Then
     /// what there is by now is compared anew, a few times.
-    fn carry_out(&self, first: &Attempt, course: &mut Course) -> Result<State> {
+    fn carry_out(&self, first: &Attempt, course: &mut RetryLog) -> Result<HostState> {
         const ATTEMPTS: usize = 3;
         loop {
             let attempt = course.further.last().unwrap_or(first);
@@ -405,7 +405,7 @@ impl<H: Host> Errand<'_, H> {
                 return Err(error);
             }
             // Also where it was done and said to be refused.
-            let reads_like = |state: &State, family: &Family| {
+            let reads_like = |state: &HostState, family: &Family| {
                 let rules = state.rules.get(family).zip(now.rules.get(family));
                 rules.is_some_and(|(then, now)| then.reads_like(now))
             };
@@ -423,7 +423,7 @@ impl<H: Host> Errand<'_, H> {
     }
 
     /// Writes, reads again, and compares: what is found decides.
-    fn write_and_look(&self, attempt: &Attempt, done: &mut Done) -> Result<State> {
+    fn write_and_look(&self, attempt: &Attempt, done: &mut Done) -> Result<HostState> {
         self.write(&attempt.steps, &attempt.before, done)?;
         let after = self.look(Counters::Left)?;
         let missing = self.missing(&after);
@@ -437,7 +437,7 @@ impl<H: Host> Errand<'_, H> {
     }
 
     /// One transaction for each family that has changes, and then the rest.
-    fn write(&self, steps: &Steps, found: &State, done: &mut Done) -> Result<()> {
+    fn write(&self, steps: &Steps, found: &HostState, done: &mut Done) -> Result<()> {
         let nothing = Ruleset::default();
         for family in Family::BOTH {
             let found = found.rules.get(&family).map_or(&nothing, AsRef::as_ref);
@@ -497,7 +497,7 @@ impl<H: Host> Errand<'_, H> {
 }
 
 /// The steps that lead back.
-fn back(before: &State, found: &State) -> Steps {
+fn back(before: &HostState, found: &HostState) -> Steps {
     let nothing = Ruleset::default();
     let in_family = |(family, earlier): (&Family, &Arc<Ruleset>)| {
         let now = found.rules.get(family).map_or(&nothing, AsRef::as_ref);
@@ -505,13 +505,13 @@ fn back(before: &State, found: &State) -> Steps {
     };
     Steps {
         changes: diff::joined(before.rules.iter().map(in_family)),
-        effects: effects::back(&before.besides, &found.besides),
+        effects: effects::back(&before.settings, &found.settings),
     }
 }
 
 /// Where a table is as it was to become, it is known which of its rules were
 /// written just now: they are not the earlier ones, even if they read the same.
-fn with_origins(found: State, foretold: &State) -> State {
+fn with_origins(found: HostState, foretold: &HostState) -> HostState {
     let mark = |(family, ruleset): (Family, Arc<Ruleset>)| {
         let mut ruleset = Arc::unwrap_or_clone(ruleset);
         for (table, owned) in &mut ruleset.tables {
@@ -528,9 +528,9 @@ fn with_origins(found: State, foretold: &State) -> State {
         }
         (family, ruleset.into())
     };
-    State {
+    HostState {
         rules: found.rules.into_iter().map(mark).collect(),
-        besides: found.besides,
+        settings: found.settings,
     }
 }
 

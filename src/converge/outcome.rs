@@ -4,23 +4,23 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::diff::change::Change;
-use crate::effects::{Besides, Effect};
+use crate::effects::{Effect, HostSettings};
 use crate::host::Variant;
 use crate::netfilter::Family;
 use crate::netfilter::ruleset::Ruleset;
 
 /// What a balancer owns on a host, and what it needs of it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct State {
+pub struct HostState {
     /// The rules that run, by family.
     pub rules: BTreeMap<Family, Arc<Ruleset>>,
     /// All else.
-    pub besides: Besides,
+    pub settings: HostSettings,
 }
 
 /// Whether changes are made or only foretold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Run {
+pub enum RunMode {
     /// Made.
     Apply,
     /// Foretold.
@@ -32,7 +32,7 @@ pub enum Run {
 pub struct Steps {
     /// To the rules that run.
     pub changes: Vec<Change>,
-    /// Besides.
+    /// Side effects.
     pub effects: Vec<Effect>,
 }
 
@@ -56,9 +56,9 @@ pub struct Outcome {
     /// Which iptables was worked on.
     pub variant: Variant,
     /// What was there.
-    pub before: State,
+    pub before: HostState,
     /// What is there now, or in a check what would be.
-    pub after: State,
+    pub after: HostState,
     /// What was changed, or in a check what would be. After a failure that was
     /// undone there is nothing.
     pub steps: Steps,

@@ -8,7 +8,7 @@ use std::thread;
 
 use anyhow::{Result, anyhow};
 
-use crate::host::{Host, Look, Reading, Scope};
+use crate::host::{Host, PendingRead, Query, Scope};
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Family, Table};
 use crate::request::Name;
@@ -24,18 +24,18 @@ pub(crate) enum Counters {
 /// What could be read of a host before all was known of the request: what of a
 /// balancer is in the nat table of each family, or why that cannot be read.
 #[derive(Default)]
-pub struct Glance(BTreeMap<Family, Result<Ruleset>>);
+pub struct Prefetch(BTreeMap<Family, Result<Ruleset>>);
 
-impl Glance {
+impl Prefetch {
     const SCOPE: Scope = Scope::Only(Table::Nat);
 
     /// Begins to look at the host.
     #[must_use]
-    pub fn begin<'a>(host: &'a impl Host, name: &'a Name) -> Glancing<'a> {
+    pub fn begin<'a>(host: &'a impl Host, name: &'a Name) -> PendingPrefetch<'a> {
         let families = Family::BOTH.into_iter();
         let families = families.filter(|family| host.supports(*family));
         let wanted = families.map(|family| (family, Self::SCOPE)).collect();
-        Glancing(begin(host, name, wanted, Counters::Left))
+        PendingPrefetch(begin(host, name, wanted, Counters::Left))
     }
 
     /// What was seen of that, once.
@@ -44,10 +44,10 @@ impl Glance {
     }
 }
 
-/// A [`Glance`] that is not over yet.
-pub struct Glancing<'a>(Vec<Begun<'a>>);
+/// A [`Prefetch`] that is not over yet.
+pub struct PendingPrefetch<'a>(Vec<Begun<'a>>);
 
-impl Glancing<'_> {
+impl PendingPrefetch<'_> {
     /// Whether there is nothing left to wait for.
     #[must_use]
     pub fn is_ready(&self) -> bool {
@@ -56,15 +56,15 @@ impl Glancing<'_> {
 
     /// Waits for all that is read.
     #[must_use]
-    pub fn finish(self) -> Glance {
+    pub fn finish(self) -> Prefetch {
         let read = finish(self.0).into_iter();
         let seen = read.map(|(family, _, ruleset)| (family, ruleset));
-        Glance(seen.collect())
+        Prefetch(seen.collect())
     }
 }
 
 /// What is being read of which family and tables, and what was read.
-pub(crate) type Begun<'a> = (Family, Scope, Box<dyn Reading + 'a>);
+pub(crate) type Begun<'a> = (Family, Scope, Box<dyn PendingRead + 'a>);
 pub(crate) type Read = (Family, Scope, Result<Ruleset>);
 
 /// Begins to read all that at once.
@@ -74,7 +74,7 @@ pub(crate) fn begin<'a>(
     wanted: Vec<(Family, Scope)>,
     counters: Counters,
 ) -> Vec<Begun<'a>> {
-    let look = |scope| Look {
+    let look = |scope| Query {
         name,
         scope,
         counters: counters == Counters::Taken,
@@ -91,9 +91,9 @@ pub(crate) fn finish(begun: Vec<Begun<'_>>) -> Vec<Read> {
         .into_iter()
         .map(|(family, scope, reading)| (family, scope, Mutex::new(Some(reading))))
         .collect();
-    let read = |reading: &Mutex<Option<Box<dyn Reading + '_>>>| {
+    let read = |reading: &Mutex<Option<Box<dyn PendingRead + '_>>>| {
         let reading = reading.lock().ok().and_then(|mut reading| reading.take());
-        reading.map(Reading::finish)
+        reading.map(PendingRead::finish)
     };
     thread::scope(|threads| {
         let others = begun.iter().skip(1);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::mem;
 use std::sync::Arc;
 
-use crate::converge::outcome::{State, Steps};
+use crate::converge::outcome::{HostState, Steps};
 use crate::netfilter::Family;
 use crate::netfilter::ruleset::Ruleset;
 
@@ -14,7 +14,7 @@ pub struct Attempt {
     /// What is to be done.
     pub steps: Steps,
     /// What is there.
-    pub before: State,
+    pub before: HostState,
 }
 
 /// What of the steps of an attempt was carried out.
@@ -38,14 +38,14 @@ impl Done {
 
 /// How it went, where others wrote too.
 #[derive(Debug, Default)]
-pub struct Course {
+pub struct RetryLog {
     /// The attempts after the first.
     pub further: Vec<Attempt>,
     /// Of each attempt in turn.
     pub done: Vec<Done>,
 }
 
-impl Course {
+impl RetryLog {
     /// What there was at first and all that was done in the end, with what was
     /// meant to be done last. And the last attempt, if it is not the first.
     #[must_use]
@@ -66,9 +66,9 @@ impl Course {
 
 /// Whether a family has neither what it had nor what it was to get.
 #[must_use]
-pub fn somebody_else_wrote(before: &State, after: &State, now: &State) -> bool {
+pub fn somebody_else_wrote(before: &HostState, after: &HostState, now: &HostState) -> bool {
     let is_odd = |(family, now): (&Family, &Arc<Ruleset>)| {
-        let reads_like = |state: &State| {
+        let reads_like = |state: &HostState| {
             let rules = state.rules.get(family);
             rules.is_some_and(|rules| rules.reads_like(now))
         };

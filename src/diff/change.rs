@@ -6,7 +6,7 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::netfilter::ruleset::{Chain, Lead, Owned, Ruleset, SavedRule};
+use crate::netfilter::ruleset::{Chain, JumpRule, OwnedTable, Ruleset, SavedRule};
 use crate::netfilter::{Family, Table};
 
 /// One step, in one chain.
@@ -130,7 +130,7 @@ pub fn applied(changes: &[Change], family: Family, ruleset: &Ruleset) -> Ruleset
     after
 }
 
-fn apply(change: &Change, owned: &mut Owned) {
+fn apply(change: &Change, owned: &mut OwnedTable) {
     match &change.action {
         Action::CreateChain => {
             owned
@@ -142,7 +142,7 @@ fn apply(change: &Change, owned: &mut Owned) {
         }
         action => match owned.chains.get_mut(&*change.chain) {
             Some(chain) => edit(action, &mut chain.rules),
-            None => edit_leads(action, &change.chain, &mut owned.leads),
+            None => edit_leads(action, &change.chain, &mut owned.jumps),
         },
     }
 }
@@ -170,34 +170,34 @@ fn edit(action: &Action, rules: &mut Vec<SavedRule>) {
     }
 }
 
-/// Places of leads count all rules of their chain, those of others too. What
+/// Places of jumps count all rules of their chain, those of others too. What
 /// goes to the end comes after all that is known.
-fn edit_leads(action: &Action, chain: &str, leads: &mut Vec<Lead>) {
-    let lead = |position, rule: &SavedRule| Lead {
+fn edit_leads(action: &Action, chain: &str, jumps: &mut Vec<JumpRule>) {
+    let lead = |position, rule: &SavedRule| JumpRule {
         chain: chain.to_owned(),
         position,
         rule: rule.clone(),
     };
-    let shift = |leads: &mut Vec<Lead>, from: u32, by: i32| {
-        for lead in leads.iter_mut().filter(|lead| lead.chain == chain) {
+    let shift = |jumps: &mut Vec<JumpRule>, from: u32, by: i32| {
+        for lead in jumps.iter_mut().filter(|lead| lead.chain == chain) {
             if (from..u32::MAX).contains(&lead.position) {
                 lead.position = lead.position.saturating_add_signed(by);
             }
         }
     };
     match action {
-        Action::Append(rule) => leads.push(lead(u32::MAX, rule)),
+        Action::Append(rule) => jumps.push(lead(u32::MAX, rule)),
         Action::Insert(at, rule) => {
-            shift(leads, *at, 1);
-            let earlier = |other: &Lead| other.chain == chain && other.position < *at;
-            let index = leads.iter().rposition(earlier).map_or(0, |index| index + 1);
-            leads.insert(index, lead(*at, rule));
+            shift(jumps, *at, 1);
+            let earlier = |other: &JumpRule| other.chain == chain && other.position < *at;
+            let index = jumps.iter().rposition(earlier).map_or(0, |index| index + 1);
+            jumps.insert(index, lead(*at, rule));
         }
         Action::DeleteFirst(rule) => {
-            let first = |lead: &Lead| lead.chain == chain && lead.rule == *rule;
-            if let Some(index) = leads.iter().position(first) {
-                let gone = leads.remove(index);
-                shift(leads, gone.position, -1);
+            let first = |lead: &JumpRule| lead.chain == chain && lead.rule == *rule;
+            if let Some(index) = jumps.iter().position(first) {
+                let gone = jumps.remove(index);
+                shift(jumps, gone.position, -1);
             }
         }
         Action::CreateChain

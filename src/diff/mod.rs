@@ -8,7 +8,7 @@
 //! 3. In our own chains rules are edited by number. In chains of others a rule
 //!    is added at an end, or where one of ours was, and deleted by its text:
 //!    numbers there may have moved since they were read.
-//! 4. Chains come before what leads to them, and go after.
+//! 4. Chains come before what jumps to them, and go after.
 
 pub mod change;
 pub mod lcs;
@@ -19,19 +19,19 @@ use std::hash::Hash;
 use std::sync::Arc;
 
 use crate::netfilter::rule::{Rule, Target};
-use crate::netfilter::ruleset::{Chain, Counters, Lead, Owned, Ruleset, SavedRule};
+use crate::netfilter::ruleset::{Chain, Counters, JumpRule, OwnedTable, Ruleset, SavedRule};
 use crate::netfilter::{Family, Protocol, Table};
-use crate::plan::{self, Part, Place, Plan};
+use crate::plan::{JumpPosition, Plan, PlannedJump, TablePlan};
 use change::{Action, Change};
 
 /// The changes that turn what a family has into what is planned for it.
 #[must_use]
 pub fn to_plan(plan: &Plan, family: Family, found: &Ruleset) -> Vec<Change> {
-    let nothing = Part::default();
+    let nothing = TablePlan::default();
     let in_table = |table| {
-        let part = plan.parts.get(&(family, table)).unwrap_or(&nothing);
+        let part = plan.tables.get(&(family, table)).unwrap_or(&nothing);
         let owned = found.owned(table);
-        let mut steps = Steps::new(family, table);
+        let mut steps = TableDiff::new(family, table);
         if !as_planned(owned, part) {
             let mut wanted = planned_chains(part);
             let mut matched = matched(owned, &wanted, |chain, rule| {
@@ -40,12 +40,12 @@ pub fn to_plan(plan: &Plan, family: Family, found: &Ruleset) -> Vec<Change> {
             carry_over(owned, &mut wanted, &mut matched);
             steps.chains(owned, wanted, matched);
         }
-        steps.leads_to_plan(&owned.leads, &part.leads, found.forward_refuses_at);
+        steps.leads_to_plan(&owned.jumps, &part.jumps, found.forward_refuses_at);
         steps.delete_chains(owned, |name| part.chains.contains_key(name));
         steps.changes
     };
     let planned = plan
-        .parts
+        .tables
         .keys()
         .filter(|(used, _)| *used == family)
         .map(|(_, table)| *table);
@@ -61,9 +61,9 @@ pub fn to_earlier(earlier: &Ruleset, family: Family, found: &Ruleset) -> Vec<Cha
         let chain = |(name, chain): (&String, &Chain)| (name.clone(), chain.rules.clone());
         let wanted = before.chains.iter().map(chain).collect();
         let matched = matched(now, &wanted, |_, rule| (rule.text.clone(), rule.fresh));
-        let mut steps = Steps::new(family, table);
+        let mut steps = TableDiff::new(family, table);
         steps.chains(now, wanted, matched);
-        steps.leads_to_earlier(&now.leads, &before.leads);
+        steps.leads_to_earlier(&now.jumps, &before.jumps);
         steps.delete_chains(now, |name| before.chains.contains_key(name));
         steps.changes
     };
@@ -89,7 +89,7 @@ fn tables(planned: impl Iterator<Item = Table>, found: &Ruleset) -> BTreeSet<Tab
 
 /// Whether all planned chains are there and right, as they mostly are. They are
 /// in the order of their names on both sides.
-fn as_planned(owned: &Owned, part: &Part) -> bool {
+fn as_planned(owned: &OwnedTable, part: &TablePlan) -> bool {
     let mut chains = owned.chains.iter();
     let is_right = |(name, planned): (&String, &Vec<Rule>)| {
         let Some((_, found)) = chains.find(|(found, _)| *found == name) else {
@@ -118,7 +118,7 @@ type Chains = BTreeMap<String, Vec<SavedRule>>;
 /// By chain, which rule that is there is which that is to be.
 type Matched = BTreeMap<String, Vec<(usize, usize)>>;
 
-fn planned_chains(part: &Part) -> Chains {
+fn planned_chains(part: &TablePlan) -> Chains {
     part.chains
         .iter()
         .map(|(name, rules)| (name.clone(), rules.iter().map(written).collect()))
@@ -157,7 +157,7 @@ impl Meaning {
 }
 
 fn matched<K: Eq + Hash>(
-    found: &Owned,
+    found: &OwnedTable,
     wanted: &Chains,
     key: impl Fn(&str, &SavedRule) -> K,
 ) -> Matched {
@@ -174,8 +174,8 @@ fn matched<K: Eq + Hash>(
 
 /// Hands the counters of rules that go to new ones for the same target. Where
 /// there is no new one, one that stays is written anew to take them over.
-fn carry_over(found: &Owned, wanted: &mut Chains, matched: &mut Matched) {
-    let mut counted = Counted::default();
+fn carry_over(found: &OwnedTable, wanted: &mut Chains, matched: &mut Matched) {
+    let mut orphaned = OrphanedCounters::default();
     for (name, chain) in &found.chains {
         let kept: HashSet<usize> = matched[name].iter().map(|(old, _)| *old).collect();
         let going = chain
@@ -183,9 +183,9 @@ fn carry_over(found: &Owned, wanted: &mut Chains, matched: &mut Matched) {
             .iter()
             .enumerate()
             .filter(|(at, _)| !kept.contains(at));
-        going.for_each(|(_, rule)| counted.take(rule));
+        going.for_each(|(_, rule)| orphaned.take(rule));
     }
-    if counted.is_empty() {
+    if orphaned.is_empty() {
         return;
     }
     for (name, new) in wanted.iter_mut() {
@@ -195,11 +195,11 @@ fn carry_over(found: &Owned, wanted: &mut Chains, matched: &mut Matched) {
             .iter_mut()
             .enumerate()
             .filter(|(at, _)| !kept.contains(at));
-        coming.for_each(|(_, rule)| counted.hand_to(rule));
+        coming.for_each(|(_, rule)| orphaned.hand_to(rule));
     }
     for (name, pairs) in matched {
         pairs.retain(
-            |(old, new)| match counted.left_for(&found.chains[name].rules[*old]) {
+            |(old, new)| match orphaned.left_for(&found.chains[name].rules[*old]) {
                 Some(counters) => {
                     if let Some(rules) = wanted.get_mut(name) {
                         rules[*new].counters = counters;
@@ -218,13 +218,13 @@ fn place(index: usize) -> u32 {
 }
 
 /// The steps for one table of one family, in order.
-struct Steps {
+struct TableDiff {
     family: Family,
     table: Table,
     changes: Vec<Change>,
 }
 
-impl Steps {
+impl TableDiff {
     fn new(family: Family, table: Table) -> Self {
         Self {
             family,
@@ -244,7 +244,7 @@ impl Steps {
 
     /// Chains that are to be there: the new ones are created first, since rules
     /// of the others may lead to them.
-    fn chains(&mut self, found: &Owned, wanted: Chains, mut matched: Matched) {
+    fn chains(&mut self, found: &OwnedTable, wanted: Chains, mut matched: Matched) {
         let rules: usize = wanted.values().map(Vec::len).sum();
         self.changes.reserve(wanted.len() + rules);
         for name in wanted
@@ -309,14 +309,20 @@ impl Steps {
     ///
     /// Deleting by text takes the first rule that reads so. Where that would
     /// be one that stays, all that read so go, and it is put back where it was.
-    fn leads_to_plan(&mut self, found: &[Lead], planned: &[plan::Lead], refused_at: Option<u32>) {
-        let may_stand_at = |lead: &plan::Lead, at: u32| {
-            lead.place != Place::BeforeRefusals || refused_at.is_none_or(|refused| at < refused)
+    fn leads_to_plan(
+        &mut self,
+        found: &[JumpRule],
+        planned: &[PlannedJump],
+        refused_at: Option<u32>,
+    ) {
+        let may_stand_at = |lead: &PlannedJump, at: u32| {
+            lead.place != JumpPosition::BeforeRefusals
+                || refused_at.is_none_or(|refused| at < refused)
         };
-        let mut stale: Vec<&Lead> = found.iter().collect();
+        let mut stale: Vec<&JumpRule> = found.iter().collect();
         let (mut kept, mut missing) = (Vec::new(), Vec::new());
         for lead in planned {
-            let fits = |other: &&Lead| {
+            let fits = |other: &&JumpRule| {
                 other.chain == lead.chain
                     && other.rule.meaning.as_ref() == Some(&lead.rule)
                     && may_stand_at(lead, other.position)
@@ -327,9 +333,9 @@ impl Steps {
             }
         }
         let reads_the_same =
-            |one: &Lead, other: &Lead| one.chain == other.chain && one.rule == other.rule;
+            |one: &JumpRule, other: &JumpRule| one.chain == other.chain && one.rule == other.rule;
         kept.retain(|lead| stale.iter().any(|other| reads_the_same(lead, other)));
-        let mut put: Vec<(&Lead, SavedRule)> =
+        let mut put: Vec<(&JumpRule, SavedRule)> =
             kept.iter().map(|lead| (*lead, lead.rule.clone())).collect();
         let mut gone = kept;
         gone.extend(&stale);
@@ -338,7 +344,7 @@ impl Steps {
         }
         missing.retain(|lead| {
             let free =
-                |other: &&Lead| other.chain == lead.chain && may_stand_at(lead, other.position);
+                |other: &&JumpRule| other.chain == lead.chain && may_stand_at(lead, other.position);
             match stale.iter().position(free) {
                 Some(at) => {
                     put.push((stale.remove(at), written(&lead.rule)));
@@ -348,10 +354,17 @@ impl Steps {
             }
         });
         self.put_in_places(put, &gone);
-        for lead in missing.iter().filter(|lead| lead.place == Place::End) {
+        for lead in missing
+            .iter()
+            .filter(|lead| lead.place == JumpPosition::End)
+        {
             self.push(lead.chain, Action::Append(written(&lead.rule)));
         }
-        for lead in missing.iter().rev().filter(|lead| lead.place != Place::End) {
+        for lead in missing
+            .iter()
+            .rev()
+            .filter(|lead| lead.place != JumpPosition::End)
+        {
             self.push(lead.chain, Action::Insert(1, written(&lead.rule)));
         }
     }
@@ -359,13 +372,13 @@ impl Steps {
     /// Rules into the places of others of ours that are gone. This is the only
     /// use of a number in a chain that is not ours: it can never hit a rule of
     /// somebody else, and there is no other way to say where.
-    fn put_in_places(&mut self, mut put: Vec<(&Lead, SavedRule)>, gone: &[&Lead]) {
+    fn put_in_places(&mut self, mut put: Vec<(&JumpRule, SavedRule)>, gone: &[&JumpRule]) {
         put.sort_by(|(one, _), (other, _)| {
             (&one.chain, one.position).cmp(&(&other.chain, other.position))
         });
         for (at, (place, rule)) in put.iter().enumerate() {
             let before =
-                |other: &&&Lead| other.chain == place.chain && other.position < place.position;
+                |other: &&&JumpRule| other.chain == place.chain && other.position < place.position;
             let gone = gone.iter().filter(before).count();
             let back = put[..at]
                 .iter()
@@ -381,15 +394,15 @@ impl Steps {
 
     /// Unless all of ours in a chain are what and where they were, they go,
     /// and the earlier ones come back to their places.
-    fn leads_to_earlier(&mut self, found: &[Lead], earlier: &[Lead]) {
+    fn leads_to_earlier(&mut self, found: &[JumpRule], earlier: &[JumpRule]) {
         let chains: BTreeSet<&str> = found
             .iter()
             .chain(earlier)
             .map(|lead| lead.chain.as_str())
             .collect();
         for chain in chains {
-            let of_chain = |leads: &[Lead]| {
-                leads
+            let of_chain = |jumps: &[JumpRule]| {
+                jumps
                     .iter()
                     .filter(|lead| lead.chain == chain)
                     .cloned()
@@ -408,7 +421,7 @@ impl Steps {
         }
     }
 
-    fn delete_chains(&mut self, found: &Owned, stays: impl Fn(&str) -> bool) {
+    fn delete_chains(&mut self, found: &OwnedTable, stays: impl Fn(&str) -> bool) {
         for name in found.chains.keys().filter(|name| !stays(name)) {
             self.push(name.as_str(), Action::DeleteChain);
         }
@@ -417,9 +430,9 @@ impl Steps {
 
 /// The counters of rules that go, by where they led.
 #[derive(Default)]
-struct Counted(HashMap<Target, Counters>);
+struct OrphanedCounters(HashMap<Target, Counters>);
 
-impl Counted {
+impl OrphanedCounters {
     fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

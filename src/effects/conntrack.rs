@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use crate::diff::change::Change;
-use crate::effects::{Effect, Gone, Tracked, gone};
+use crate::effects::{ConntrackEntry, Effect, RemovedBackend, gone};
 use crate::host::Host;
 use crate::netfilter::Family;
 use crate::netfilter::ruleset::Ruleset;
@@ -18,8 +18,8 @@ use crate::request::Request;
 
 /// The servers whose connections are to be ended.
 #[derive(Debug, Default)]
-pub struct Disconnected {
-    gone: BTreeMap<Family, Vec<Gone>>,
+pub struct Disconnects {
+    gone: BTreeMap<Family, Vec<RemovedBackend>>,
     /// Those that have some, by family and place.
     now: BTreeMap<Family, BTreeSet<usize>>,
     /// Why connections cannot be ended here.
@@ -34,8 +34,8 @@ pub fn foreseen(
     plan: &Plan,
     before: &BTreeMap<Family, Arc<Ruleset>>,
     changes: &[Change],
-) -> Disconnected {
-    let mut ending = Disconnected::default();
+) -> Disconnects {
+    let mut ending = Disconnects::default();
     for (family, before) in before {
         if !changes.iter().any(|change| change.family == *family) {
             continue;
@@ -61,7 +61,7 @@ pub fn foreseen(
     ending
 }
 
-impl Disconnected {
+impl Disconnects {
     /// What will be done, as far as can be told beforehand.
     #[must_use]
     pub fn effects(&self) -> Vec<Effect> {
@@ -98,7 +98,7 @@ impl Disconnected {
 fn found(
     host: &impl Host,
     family: Family,
-    gone: &[Gone],
+    gone: &[RemovedBackend],
 ) -> Result<(BTreeSet<usize>, Vec<Vec<u8>>)> {
     if gone.is_empty() {
         return Ok(Default::default());
@@ -108,7 +108,7 @@ fn found(
         by_address.entry(gone.server.0).or_default().push(at);
     }
     let places = RefCell::new(BTreeSet::new());
-    let wanted = |connection: &Tracked| {
+    let wanted = |connection: &ConntrackEntry| {
         let candidates = by_address.get(&connection.answers.0).into_iter().flatten();
         let had: Vec<usize> = candidates
             .copied()

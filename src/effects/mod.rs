@@ -21,7 +21,7 @@ use crate::request::{Disconnect, Persist, Request};
 
 /// What a host has besides rules that run.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Besides {
+pub struct HostSettings {
     /// Whether it forwards, as far as that is known.
     pub forwarding: BTreeMap<Family, bool>,
     /// The files that matter, by path.
@@ -60,12 +60,12 @@ pub enum Effect {
         text: Option<Vec<u8>>,
     },
     /// The connections to a server are ended.
-    Disconnect(Gone),
+    Disconnect(RemovedBackend),
 }
 
 /// A server that is gone, and whose connections those were.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Gone {
+pub struct RemovedBackend {
     /// Whose.
     pub family: Family,
     /// Of this protocol.
@@ -80,7 +80,7 @@ pub struct Gone {
 
 /// A connection that the kernel has on record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Tracked {
+pub struct ConntrackEntry {
     /// Its protocol's number.
     pub protocol: u8,
     /// Who began it.
@@ -165,7 +165,7 @@ fn forwards(request: &Request) -> bool {
 
 /// The effects that are still needed, but for connections.
 #[must_use]
-pub fn missing(request: &Request, plan: &Plan, found: &Besides) -> Vec<Effect> {
+pub fn missing(request: &Request, plan: &Plan, found: &HostSettings) -> Vec<Effect> {
     let off = to_forward(request, plan);
     let off = off.filter(|family| found.forwarding.get(family) != Some(&true));
     let switched = off.map(|family| Effect::Forwarding { family, on: true });
@@ -178,7 +178,7 @@ pub fn missing(request: &Request, plan: &Plan, found: &Besides) -> Vec<Effect> {
 
 /// A family that is to be forwarded, and it cannot be told whether it is.
 #[must_use]
-pub fn unknown_forwarding(request: &Request, plan: &Plan, found: &Besides) -> Option<Family> {
+pub fn unknown_forwarding(request: &Request, plan: &Plan, found: &HostSettings) -> Option<Family> {
     to_forward(request, plan).find(|family| !found.forwarding.contains_key(family))
 }
 
@@ -212,8 +212,8 @@ fn rewritten(plan: &Plan, path: &Path, file: &File) -> Option<Effect> {
 fn with_settings<'a>(text: &[u8], settings: impl Iterator<Item = &'a str>) -> Option<Vec<u8>> {
     let lines = String::from_utf8_lossy(text).into_owned();
     let is_set = |setting: &str| {
-        let parts = lines.lines().filter_map(|line| line.split_once('='));
-        let mut values = parts
+        let tables = lines.lines().filter_map(|line| line.split_once('='));
+        let mut values = tables
             .filter(|(name, _)| name.trim() == setting)
             .map(|(_, value)| value.trim());
         values.next_back() == Some("1")
@@ -237,7 +237,7 @@ fn with_settings<'a>(text: &[u8], settings: impl Iterator<Item = &'a str>) -> Op
 
 /// What there is after the effects.
 #[must_use]
-pub fn applied(effects: &[Effect], found: &Besides, request: &Request) -> Besides {
+pub fn applied(effects: &[Effect], found: &HostSettings, request: &Request) -> HostSettings {
     let mut after = found.clone();
     for effect in effects {
         match effect {
@@ -262,7 +262,7 @@ pub fn applied(effects: &[Effect], found: &Besides, request: &Request) -> Beside
 
 /// The effects that lead back to what was there.
 #[must_use]
-pub fn back(before: &Besides, now: &Besides) -> Vec<Effect> {
+pub fn back(before: &HostSettings, now: &HostSettings) -> Vec<Effect> {
     let forwarding = before
         .forwarding
         .iter()
@@ -287,9 +287,14 @@ pub fn back(before: &Besides, now: &Besides) -> Vec<Effect> {
 /// The servers that had connections of this balancer by the rules that were
 /// there, are not planned, and whose connections are to be ended.
 #[must_use]
-pub fn gone(request: &Request, plan: &Plan, family: Family, before: &Ruleset) -> Vec<Gone> {
+pub fn gone(
+    request: &Request,
+    plan: &Plan,
+    family: Family,
+    before: &Ruleset,
+) -> Vec<RemovedBackend> {
     let nat = before.owned(Table::Nat);
-    let entries = nat.leads.iter();
+    let entries = nat.jumps.iter();
     let entries = entries.filter(|lead| ["PREROUTING", "OUTPUT"].contains(&lead.chain.as_str()));
     let entries: Vec<Rule> = entries
         .filter_map(|lead| lead.rule.meaning.clone())
@@ -312,7 +317,7 @@ pub fn gone(request: &Request, plan: &Plan, family: Family, before: &Ruleset) ->
     if were.is_empty() {
         return Vec::new();
     }
-    let planned = plan.parts.get(&(family, Table::Nat));
+    let planned = plan.tables.get(&(family, Table::Nat));
     let planned = planned
         .into_iter()
         .flat_map(|part| part.chains.values().flatten());
@@ -324,7 +329,7 @@ pub fn gone(request: &Request, plan: &Plan, family: Family, before: &Ruleset) ->
         same.map(|(_, (_, port))| *port).collect()
     };
     were.difference(&planned)
-        .map(|(protocol, server)| Gone {
+        .map(|(protocol, server)| RemovedBackend {
             family,
             protocol: *protocol,
             server: *server,
@@ -342,10 +347,10 @@ fn server(rule: &Rule, otherwise: Option<Protocol>) -> Option<(Protocol, Server)
     }
 }
 
-impl Gone {
+impl RemovedBackend {
     /// Whether a connection was one of these.
     #[must_use]
-    pub fn had(&self, connection: &Tracked) -> bool {
+    pub fn had(&self, connection: &ConntrackEntry) -> bool {
         let (address, port) = self.server;
         let answers = connection.answers;
         let is_entry = |rule: &Rule| {

@@ -196,7 +196,7 @@ impl<'a> Section<'a> {
 
     /// A new rule stands right before the next old one of its chain, or else
     /// after the last; at the end of the table, if there is none. A chain has to
-    /// be declared before a rule leads to it.
+    /// be declared before a rule jumps to it.
     fn into_lines(self) -> Vec<Line<'a>> {
         let end = self.lines.len();
         let is_head = |line: &Line| line.starts_with(b":") || line.starts_with(b"#");

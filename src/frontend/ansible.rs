@@ -12,10 +12,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::converge::outcome::Run;
-use crate::panic::guarded;
+use crate::converge::outcome::RunMode;
+use crate::panic::catch_panic;
 use crate::report::Report;
-use crate::request::{BadRequest, Draft, flag, json};
+use crate::request::{BadRequest, UncheckedRequest, flag, json};
 
 /// Runs the module with the arguments in that file; returns the exit code.
 ///
@@ -24,10 +24,10 @@ use crate::request::{BadRequest, Draft, flag, json};
 pub fn run(
     arguments: &Path,
     out: &mut impl Write,
-    perform: impl Fn(Draft, Run, bool) -> Report,
+    perform: impl Fn(UncheckedRequest, RunMode, bool) -> Report,
 ) -> io::Result<u8> {
     let report = match fs::read(arguments) {
-        Ok(text) => guarded(|| reply(&text, perform)).unwrap_or_else(Report::failure),
+        Ok(text) => catch_panic(|| reply(&text, perform)).unwrap_or_else(Report::failure),
         Err(error) => Report::failure(format!(
             "cannot read the arguments in `{}`: {error}",
             arguments.display()
@@ -39,15 +39,15 @@ pub fn run(
     Ok(code)
 }
 
-fn reply(text: &[u8], perform: impl Fn(Draft, Run, bool) -> Report) -> Report {
+fn reply(text: &[u8], perform: impl Fn(UncheckedRequest, RunMode, bool) -> Report) -> Report {
     let answered =
         arguments(text).map(|arguments| perform(arguments.request, arguments.run, arguments.diff));
     answered.unwrap_or_else(Report::failure)
 }
 
 struct Arguments {
-    request: Draft,
-    run: Run,
+    request: UncheckedRequest,
+    run: RunMode,
     diff: bool,
 }
 
@@ -66,12 +66,12 @@ fn arguments(text: &[u8]) -> Result<Arguments, String> {
     let checked = || -> Result<Arguments, BadRequest> {
         Ok(Arguments {
             run: if set("_ansible_check_mode")? {
-                Run::Check
+                RunMode::Check
             } else {
-                Run::Apply
+                RunMode::Apply
             },
             diff: set("_ansible_diff")?,
-            request: Draft::from_json(options)?,
+            request: UncheckedRequest::from_json(options)?,
         })
     };
     checked().map_err(|error| error.to_string())

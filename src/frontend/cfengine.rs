@@ -16,12 +16,12 @@ use std::io::{self, BufRead, Write};
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::converge::outcome::Run;
+use crate::converge::outcome::RunMode;
 use crate::diff::change::Kind;
 use crate::netfilter::{Family, Table};
-use crate::panic::guarded;
+use crate::panic::catch_panic;
 use crate::report::{Report, ReportedChange};
-use crate::request::{Draft, json};
+use crate::request::{UncheckedRequest, json};
 
 /// How the first line of the agent begins.
 pub const GREETING: &[u8] = b"cf-agent ";
@@ -33,7 +33,7 @@ pub const GREETING: &[u8] = b"cf-agent ";
 pub fn run(
     mut input: impl BufRead,
     out: &mut impl Write,
-    perform: impl Fn(Draft, Run, bool) -> Report,
+    perform: impl Fn(UncheckedRequest, RunMode, bool) -> Report,
 ) -> io::Result<u8> {
     if message(&mut input)?.is_none() {
         return Ok(0);
@@ -104,8 +104,11 @@ enum Level {
 }
 
 /// The reply to a message, and whether it was the last.
-fn answer(text: &[u8], perform: &impl Fn(Draft, Run, bool) -> Report) -> (Reply, bool) {
-    let asked = guarded(|| Promise::parse(text)).unwrap_or_else(Err);
+fn answer(
+    text: &[u8],
+    perform: &impl Fn(UncheckedRequest, RunMode, bool) -> Report,
+) -> (Reply, bool) {
+    let asked = catch_panic(|| Promise::parse(text)).unwrap_or_else(Err);
     let promise = match asked {
         Ok(promise) => promise,
         Err(problem) => {
@@ -178,12 +181,12 @@ impl Promise {
     }
 
     /// The request, and whether it is carried out or only warned of.
-    fn request(&self) -> Result<(Draft, Run), String> {
+    fn request(&self) -> Result<(UncheckedRequest, RunMode), String> {
         let run = match self.attributes.get("action_policy") {
-            None => Run::Apply,
+            None => RunMode::Apply,
             Some(policy) => match policy.as_str() {
-                Some("fix") => Run::Apply,
-                Some("warn" | "nop") => Run::Check,
+                Some("fix") => RunMode::Apply,
+                Some("warn" | "nop") => RunMode::Check,
                 _ => {
                     return Err(format!(
                         "action_policy: {policy} is not one of: fix, warn, nop"
@@ -200,7 +203,7 @@ impl Promise {
             return Err(format!("{name}: the promiser is the name; leave this out"));
         }
         attributes.insert("name".to_owned(), self.promiser.clone().into());
-        let request = Draft::from_json(attributes).map_err(|error| error.to_string())?;
+        let request = UncheckedRequest::from_json(attributes).map_err(|error| error.to_string())?;
         Ok((request, run))
     }
 
@@ -251,7 +254,7 @@ fn validate(promise: &Promise) -> Reply {
         let (request, _) = promise.request()?;
         request.check().map_err(|error| error.to_string())
     };
-    match guarded(checked) {
+    match catch_panic(checked) {
         Ok(Ok(())) => Reply::silent(operation, "valid"),
         Ok(Err(problem)) => Reply::new(
             operation,
@@ -263,9 +266,12 @@ fn validate(promise: &Promise) -> Reply {
     }
 }
 
-fn evaluate(promise: &Promise, perform: &impl Fn(Draft, Run, bool) -> Report) -> Reply {
+fn evaluate(
+    promise: &Promise,
+    perform: &impl Fn(UncheckedRequest, RunMode, bool) -> Report,
+) -> Reply {
     let operation = "evaluate_promise";
-    let performed = guarded(|| {
+    let performed = catch_panic(|| {
         promise
             .request()
             .map(|(request, run)| (perform(request, run, false), run))
@@ -283,8 +289,8 @@ fn evaluate(promise: &Promise, perform: &impl Fn(Draft, Run, bool) -> Report) ->
         Err(bug) => return Reply::new(operation, "error", Level::Critical, &promise.worded(&bug)),
     };
     let result = match (report.failed, report.changed, run) {
-        (true, _, _) | (false, true, Run::Check) => "not_kept",
-        (false, true, Run::Apply) => "repaired",
+        (true, _, _) | (false, true, RunMode::Check) => "not_kept",
+        (false, true, RunMode::Apply) => "repaired",
         (false, false, _) => "kept",
     };
     Reply {
@@ -295,7 +301,7 @@ fn evaluate(promise: &Promise, perform: &impl Fn(Draft, Run, bool) -> Report) ->
 }
 
 /// Silent when kept, one message for each change, and the reason of a failure.
-fn logged(promise: &Promise, report: &Report, run: Run) -> Vec<Log> {
+fn logged(promise: &Promise, report: &Report, run: RunMode) -> Vec<Log> {
     let log = |level, message: &str| Log {
         level,
         message: quoted(message),
@@ -312,19 +318,19 @@ fn logged(promise: &Promise, report: &Report, run: Run) -> Vec<Log> {
     let steps = &report.changes.value;
     let shown = steps.reported().take(MOST_CHANGES);
     logs.extend(shown.map(|change| match run {
-        Run::Apply => log(Level::Info, &done(&change)),
-        Run::Check => log(
+        RunMode::Apply => log(Level::Info, &done(&change)),
+        RunMode::Check => log(
             Level::Warning,
             &format!("Should {}, but only warning promised", to_do(&change)),
         ),
     }));
     if let Some(more @ 1..) = steps.len().checked_sub(MOST_CHANGES) {
         logs.push(match run {
-            Run::Apply => log(
+            RunMode::Apply => log(
                 Level::Info,
                 &format!("Made {more} more changes of this kind"),
             ),
-            Run::Check => log(
+            RunMode::Check => log(
                 Level::Warning,
                 &format!("Should make {more} more changes of this kind, but only warning promised"),
             ),

@@ -7,15 +7,15 @@ use std::io::{self, IsTerminal, Read, Write};
 use lexopt::{Arg, Parser, ValueExt};
 
 use super::{schema, terminal};
-use crate::converge::outcome::Run;
+use crate::converge::outcome::RunMode;
 use crate::diff;
-use crate::frontend::invocation::Asked;
+use crate::frontend::invocation::Invocation;
 use crate::host::lookup;
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Family, Table};
 use crate::plan::{self, Plan};
 use crate::report::Report;
-use crate::request::{Draft, Request};
+use crate::request::{Request, UncheckedRequest};
 use crate::restore;
 
 /// What `--help` prints.
@@ -43,9 +43,9 @@ Exit codes: 0 done, 1 failed, 2 bad usage or bad request, 3 see check.
 ";
 
 /// Ended before anything was done; exit code 2.
-struct Misused(String);
+struct UsageError(String);
 
-impl<E: std::error::Error> From<E> for Misused {
+impl<E: std::error::Error> From<E> for UsageError {
     fn from(error: E) -> Self {
         Self(error.to_string())
     }
@@ -56,13 +56,13 @@ enum Command {
     Version,
     Schema(schema::Kind),
     Plan {
-        request: Box<Draft>,
+        request: Box<UncheckedRequest>,
         current: Option<Vec<u8>>,
         family: Option<Family>,
     },
     Act {
-        request: Box<Draft>,
-        run: Run,
+        request: Box<UncheckedRequest>,
+        run: RunMode,
         exit_code: bool,
     },
 }
@@ -75,7 +75,7 @@ pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
     out: &mut (impl Write + IsTerminal),
     errors: &mut impl Write,
-    perform: impl Fn(Draft, Run, bool) -> Report,
+    perform: impl Fn(UncheckedRequest, RunMode, bool) -> Report,
 ) -> io::Result<u8> {
     match command(arguments) {
         Ok(Command::Help) => out.write_all(HELP.as_bytes()).map(|()| 0),
@@ -91,7 +91,7 @@ pub fn run(
             Err(unresolved) => complain(&unresolved.to_string(), 1, errors),
             Ok(request) => match planned(&request, current.as_deref(), family) {
                 Ok(text) => out.write_all(&text).map(|()| 0),
-                Err(Misused(problem)) => complain(&problem, 2, errors),
+                Err(UsageError(problem)) => complain(&problem, 2, errors),
             },
         },
         Ok(Command::Act {
@@ -102,7 +102,7 @@ pub fn run(
             let report = perform(*request, run, true);
             act(&report, exit_code, out, errors)
         }
-        Err(Misused(problem)) => complain(&problem, 2, errors),
+        Err(UsageError(problem)) => complain(&problem, 2, errors),
     }
 }
 
@@ -134,18 +134,18 @@ fn act(
     }
 }
 
-fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, Misused> {
+fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, UsageError> {
     let mut parser = Parser::from_args(arguments);
     match parser.next()? {
         None | Some(Arg::Short('h') | Arg::Long("help")) => Ok(Command::Help),
         Some(Arg::Short('V') | Arg::Long("version")) => Ok(Command::Version),
         Some(Arg::Value(word)) => match word.string()?.as_str() {
             "plan" => plan(&mut parser),
-            "apply" => act_command(&mut parser, Run::Apply),
-            "check" => act_command(&mut parser, Run::Check),
+            "apply" => act_command(&mut parser, RunMode::Apply),
+            "check" => act_command(&mut parser, RunMode::Check),
             "schema" => schema_command(&mut parser),
             "help" => Ok(Command::Help),
-            other => Err(Misused(unknown_command(other))),
+            other => Err(UsageError(unknown_command(other))),
         },
         Some(other) => Err(other.unexpected().into()),
     }
@@ -162,7 +162,7 @@ fn unknown_command(word: &str) -> String {
     )
 }
 
-fn plan(parser: &mut Parser) -> Result<Command, Misused> {
+fn plan(parser: &mut Parser) -> Result<Command, UsageError> {
     let (mut request, mut current, mut family) = (None, None, None);
     while let Some(argument) = parser.next()? {
         match argument {
@@ -180,11 +180,11 @@ fn plan(parser: &mut Parser) -> Result<Command, Misused> {
     })
 }
 
-fn act_command(parser: &mut Parser, run: Run) -> Result<Command, Misused> {
+fn act_command(parser: &mut Parser, run: RunMode) -> Result<Command, UsageError> {
     let (mut request, mut exit_code) = (None, false);
     while let Some(argument) = parser.next()? {
         match argument {
-            Arg::Long("exit-code") if run == Run::Check => exit_code = true,
+            Arg::Long("exit-code") if run == RunMode::Check => exit_code = true,
             Arg::Long("help") => return Ok(Command::Help),
             Arg::Value(file) if request.is_none() => request = Some(asked(&file)?),
             other => return Err(other.unexpected().into()),
@@ -198,11 +198,15 @@ fn act_command(parser: &mut Parser, run: Run) -> Result<Command, Misused> {
     })
 }
 
-fn schema_command(parser: &mut Parser) -> Result<Command, Misused> {
+fn schema_command(parser: &mut Parser) -> Result<Command, UsageError> {
     let kind = match parser.next()? {
         Some(Arg::Value(word)) if word == "request" => schema::Kind::Request,
         Some(Arg::Value(word)) if word == "result" => schema::Kind::Result,
-        _ => return Err(Misused("`schema` takes `request` or `result`".to_owned())),
+        _ => {
+            return Err(UsageError(
+                "`schema` takes `request` or `result`".to_owned(),
+            ));
+        }
     };
     match parser.next()? {
         None => Ok(Command::Schema(kind)),
@@ -210,32 +214,32 @@ fn schema_command(parser: &mut Parser) -> Result<Command, Misused> {
     }
 }
 
-fn no_request() -> Misused {
-    Misused("no REQUEST was given: a file, or - for standard input".to_owned())
+fn no_request() -> UsageError {
+    UsageError("no REQUEST was given: a file, or - for standard input".to_owned())
 }
 
-fn family_named(word: &str) -> Result<Family, Misused> {
+fn family_named(word: &str) -> Result<Family, UsageError> {
     let found = Family::BOTH
         .into_iter()
         .find(|family| family.as_str() == word);
-    found.ok_or_else(|| Misused(format!("--family: `{word}` is neither ipv4 nor ipv6")))
+    found.ok_or_else(|| UsageError(format!("--family: `{word}` is neither ipv4 nor ipv6")))
 }
 
-fn read(file: &OsString) -> Result<Vec<u8>, Misused> {
+fn read(file: &OsString) -> Result<Vec<u8>, UsageError> {
     let mut text = Vec::new();
     let read = match file == "-" {
         true => io::stdin().lock().read_to_end(&mut text).map(|_| text),
         false => fs::read(file),
     };
-    read.map_err(|error| Misused(format!("cannot read `{}`: {error}", file.display())))
+    read.map_err(|error| UsageError(format!("cannot read `{}`: {error}", file.display())))
 }
 
 /// A request from a file. The names that plain JSON has beside a request are
 /// decided by the subcommand here.
-fn asked(file: &OsString) -> Result<Box<Draft>, Misused> {
-    let asked = Asked::parse(&read(file)?).map_err(Misused)?;
+fn asked(file: &OsString) -> Result<Box<UncheckedRequest>, UsageError> {
+    let asked = Invocation::parse(&read(file)?).map_err(UsageError)?;
     let checked = asked.request.check();
-    checked.map_err(|error| Misused(error.to_string()))?;
+    checked.map_err(|error| UsageError(error.to_string()))?;
     Ok(Box::new(asked.request))
 }
 
@@ -245,7 +249,7 @@ fn planned(
     request: &Request,
     current: Option<&[u8]>,
     family: Option<Family>,
-) -> Result<Vec<u8>, Misused> {
+) -> Result<Vec<u8>, UsageError> {
     let plan = Plan::new(request);
     let used: Vec<Family> = Family::BOTH
         .into_iter()
@@ -255,7 +259,7 @@ fn planned(
         (Some(family), _, _) => vec![family],
         (None, [], _) => vec![Family::Ipv4],
         (None, [_, _], Some(_)) => {
-            return Err(Misused(
+            return Err(UsageError(
                 "both families are in use; say with --family whose dump --current is".to_owned(),
             ));
         }
@@ -284,16 +288,16 @@ fn planned(
 }
 
 /// What the dump has in the tables that `apply` would look at.
-fn current_state(dump: &[u8], request: &Request, plan: &Plan) -> Result<Ruleset, Misused> {
+fn current_state(dump: &[u8], request: &Request, plan: &Plan) -> Result<Ruleset, UsageError> {
     let mut found = Ruleset::read(dump, &request.name)?;
     if found.hides(Table::Nat) {
-        return Err(Misused(
+        return Err(UsageError(
             "--current: table `nat` has rules that `nft` made and iptables cannot show".to_owned(),
         ));
     }
     if request.balancer().is_some() {
         let mark = plan::filter_mark(&request.name);
-        let in_filter = plan.parts.keys().any(|(_, table)| *table == Table::Filter)
+        let in_filter = plan.tables.keys().any(|(_, table)| *table == Table::Filter)
             || found.owned(Table::Nat).chains.contains_key(&mark);
         found.tables.retain(|table, _| match table {
             Table::Nat => true,

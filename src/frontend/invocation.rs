@@ -2,21 +2,21 @@
 
 use serde_json::Value;
 
-use crate::converge::outcome::Run;
-use crate::request::{BadRequest, Draft, flag, json};
+use crate::converge::outcome::RunMode;
+use crate::request::{BadRequest, UncheckedRequest, flag, json};
 
 /// What was asked, and how it is to be answered.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct Invocation {
     /// What is to be there.
-    pub request: Draft,
+    pub request: UncheckedRequest,
     /// `check`: whether it is only foretold.
-    pub run: Run,
+    pub run: RunMode,
     /// `diff`: whether before and after are wanted.
     pub diff: bool,
 }
 
-impl Asked {
+impl Invocation {
     /// Reads a JSON object.
     ///
     /// # Errors
@@ -35,9 +35,13 @@ impl Asked {
         let flags = set("check").and_then(|check| Ok((check, set("diff")?)));
         let checked = flags.and_then(|(check, diff)| -> Result<Self, BadRequest> {
             Ok(Self {
-                run: if check { Run::Check } else { Run::Apply },
+                run: if check {
+                    RunMode::Check
+                } else {
+                    RunMode::Apply
+                },
                 diff,
-                request: Draft::from_json(object)?,
+                request: UncheckedRequest::from_json(object)?,
             })
         });
         checked.map_err(|error| error.to_string())

@@ -3,11 +3,11 @@
 use std::io::{self, Write};
 use std::mem;
 
-use crate::converge::outcome::Run;
-use crate::frontend::invocation::Asked;
-use crate::panic::guarded;
+use crate::converge::outcome::RunMode;
+use crate::frontend::invocation::Invocation;
+use crate::panic::catch_panic;
 use crate::report::Report;
-use crate::request::Draft;
+use crate::request::UncheckedRequest;
 
 /// Answers the request in `text`; returns the exit code.
 ///
@@ -16,13 +16,13 @@ use crate::request::Draft;
 pub fn run(
     text: &[u8],
     out: &mut impl Write,
-    perform: impl Fn(Draft, Run, bool) -> Report,
+    perform: impl Fn(UncheckedRequest, RunMode, bool) -> Report,
 ) -> io::Result<u8> {
     let answer = || {
-        let asked = Asked::parse(text)?;
+        let asked = Invocation::parse(text)?;
         Ok(perform(asked.request, asked.run, asked.diff))
     };
-    let report = guarded(answer)
+    let report = catch_panic(answer)
         .and_then(|answer| answer)
         .unwrap_or_else(Report::failure);
     report.write_json(out)?;

@@ -21,7 +21,7 @@ use crate::run::on_this_host;
 /// # Errors
 /// When standard input cannot be read or the reply cannot be written.
 pub fn run(arguments: Vec<OsString>) -> io::Result<u8> {
-    panic::silence();
+    panic::silence_panics();
     let stdin = io::stdin();
     let mut out = io::stdout().lock();
     let is_path = |argument: &OsString| argument.as_encoded_bytes().contains(&b'/');

@@ -2,7 +2,7 @@
 //! are written from.
 
 use crate::report::Report;
-use crate::request::wire::Wire;
+use crate::request::wire::RequestAttributes;
 
 /// Which schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub enum Kind {
 #[must_use]
 pub fn text(kind: Kind) -> String {
     let schema = match kind {
-        Kind::Request => schemars::schema_for!(Wire),
+        Kind::Request => schemars::schema_for!(RequestAttributes),
         Kind::Result => schemars::schema_for!(Report),
     };
     serde_json::to_string_pretty(&schema).unwrap_or_default()

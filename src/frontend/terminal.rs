@@ -45,16 +45,16 @@ pub fn report(report: &Report, style: Style) -> String {
 
 /// A line of either text, and where it stands in both.
 struct Line<'a> {
-    kind: Kind,
+    kind: LineKind,
     text: &'a str,
     old: usize,
     new: usize,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum LineKind {
     Same,
-    Gone,
+    RemovedBackend,
     New,
 }
 
@@ -75,9 +75,9 @@ fn unified(diff: &Diff, style: Style) -> String {
         let _ = writeln!(text, "{}", style.paint("36", &hunk_header(hunk)));
         for line in hunk {
             let line = match line.kind {
-                Kind::Same => format!(" {}", line.text),
-                Kind::Gone => style.paint("31", &format!("-{}", line.text)),
-                Kind::New => style.paint("32", &format!("+{}", line.text)),
+                LineKind::Same => format!(" {}", line.text),
+                LineKind::RemovedBackend => style.paint("31", &format!("-{}", line.text)),
+                LineKind::New => style.paint("32", &format!("+{}", line.text)),
             };
             let _ = writeln!(text, "{line}");
         }
@@ -103,11 +103,11 @@ fn compared<'a>(before: &'a str, after: &'a str) -> Vec<Line<'a>> {
             new,
         };
         let gone = before[old..next_old].iter().zip(old..);
-        lines.extend(gone.map(|(text, old)| line(Kind::Gone, text, old, new)));
+        lines.extend(gone.map(|(text, old)| line(LineKind::RemovedBackend, text, old, new)));
         let fresh = after[new..next_new].iter().zip(new..);
-        lines.extend(fresh.map(|(text, new)| line(Kind::New, text, next_old, new)));
+        lines.extend(fresh.map(|(text, new)| line(LineKind::New, text, next_old, new)));
         if let Some(text) = before.get(next_old) {
-            lines.push(line(Kind::Same, text, next_old, next_new));
+            lines.push(line(LineKind::Same, text, next_old, next_new));
         }
         (old, new) = (next_old + 1, next_new + 1);
     }
@@ -119,7 +119,7 @@ fn hunks<'a, 'b>(lines: &'b [Line<'a>]) -> impl Iterator<Item = &'b [Line<'a>]> 
     const CONTEXT: usize = 3;
     let near = |at: usize| {
         let around = at.saturating_sub(CONTEXT)..(at + CONTEXT + 1).min(lines.len());
-        lines[around].iter().any(|line| line.kind != Kind::Same)
+        lines[around].iter().any(|line| line.kind != LineKind::Same)
     };
     let shown: Vec<bool> = (0..lines.len()).map(near).collect();
     let mut start = 0;
@@ -136,7 +136,7 @@ fn hunks<'a, 'b>(lines: &'b [Line<'a>]) -> impl Iterator<Item = &'b [Line<'a>]> 
 }
 
 fn hunk_header(hunk: &[Line<'_>]) -> String {
-    let side = |start: usize, without: Kind| {
+    let side = |start: usize, without: LineKind| {
         let length = hunk.iter().filter(|line| line.kind != without).count();
         let first = start + usize::from(length > 0);
         if length == 1 {
@@ -147,8 +147,8 @@ fn hunk_header(hunk: &[Line<'_>]) -> String {
     };
     format!(
         "@@ -{} +{} @@",
-        side(hunk[0].old, Kind::New),
-        side(hunk[0].new, Kind::Gone)
+        side(hunk[0].old, LineKind::New),
+        side(hunk[0].new, LineKind::RemovedBackend)
     )
 }
 

@@ -6,8 +6,8 @@ use std::io;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 
-use super::netlink::{self, Kind, Part, Socket, aligned, attribute, whole_attribute};
-use crate::effects::Tracked;
+use super::netlink::{self, Kind, Socket, Subsystem, aligned, attribute, whole_attribute};
+use crate::effects::ConntrackEntry;
 use crate::netfilter::Family;
 
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
@@ -41,7 +41,10 @@ struct Tuple {
 /// # Errors
 /// When the kernel does not tell: without the right to, or without the module
 /// `nf_conntrack_netlink`.
-pub fn translated(family: Family, wanted: &dyn Fn(&Tracked) -> bool) -> io::Result<Vec<Vec<u8>>> {
+pub fn translated(
+    family: Family,
+    wanted: &dyn Fn(&ConntrackEntry) -> bool,
+) -> io::Result<Vec<Vec<u8>>> {
     let mut found = Vec::new();
     let mut look = |attributes: &[u8]| {
         if read(attributes).is_some_and(|connection| wanted(&connection)) {
@@ -50,7 +53,7 @@ pub fn translated(family: Family, wanted: &dyn Fn(&Tracked) -> bool) -> io::Resu
         ControlFlow::Continue(())
     };
     let question = (NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET);
-    Socket::open(Part::Netfilter)?.ask(question, family, Kind::Dump, &[], &mut look)?;
+    Socket::open(Subsystem::Netfilter)?.ask(question, family, Kind::Dump, &[], &mut look)?;
     Ok(found)
 }
 
@@ -60,7 +63,7 @@ pub fn translated(family: Family, wanted: &dyn Fn(&Tracked) -> bool) -> io::Resu
 /// When the kernel refuses.
 pub fn end(family: Family, names: &[Vec<u8>]) -> io::Result<()> {
     let order = (NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE);
-    let mut socket = Socket::open(Part::Netfilter)?;
+    let mut socket = Socket::open(Subsystem::Netfilter)?;
     for name in names {
         let ended = socket.ask(order, family, Kind::Order, name, &mut |_| {
             ControlFlow::Continue(())
@@ -74,14 +77,14 @@ pub fn end(family: Family, names: &[Vec<u8>]) -> io::Result<()> {
 }
 
 /// A connection with ports whose destination was rewritten.
-fn read(attributes: &[u8]) -> Option<Tracked> {
+fn read(attributes: &[u8]) -> Option<ConntrackEntry> {
     let status = attribute(attributes, CTA_STATUS)?.try_into().ok()?;
     if u32::from_be_bytes(status) & IPS_DST_NAT == 0 {
         return None;
     }
     let original = tuple(attribute(attributes, CTA_TUPLE_ORIG)?)?;
     let reply = tuple(attribute(attributes, CTA_TUPLE_REPLY)?)?;
-    Some(Tracked {
+    Some(ConntrackEntry {
         protocol: original.protocol,
         source: original.from.0,
         destination: original.to.0,
@@ -158,7 +161,7 @@ mod tests {
         let connection = read(&entry(IPS_DST_NAT | 8)).unwrap();
         assert_eq!(
             connection,
-            Tracked {
+            ConntrackEntry {
                 protocol: 17,
                 source: [10, 8, 0, 2].into(),
                 destination: [10, 8, 0, 1].into(),

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::netlink::{self, Kind, Part, Socket, attribute};
+use super::netlink::{self, Kind, Socket, Subsystem, attribute};
 use crate::effects::setting;
 use crate::netfilter::{Family, Protocol};
 use crate::preflight::{Facts, Questions, Ssh};
@@ -125,7 +125,7 @@ fn addresses(family: Family) -> io::Result<Vec<IpAddr>> {
         found.extend(ours.and_then(netlink::address));
         ControlFlow::Continue(())
     };
-    let mut socket = Socket::open(Part::Route)?;
+    let mut socket = Socket::open(Subsystem::Route)?;
     socket.ask((0, RTM_GETADDR), family, Kind::Dump, &[], &mut look)?;
     Ok(found)
 }

@@ -53,7 +53,7 @@ fn replace(path: &Path, text: Option<&[u8]>) -> Result<()> {
         true => 0o644,
         false => 0o640,
     };
-    // What a symbolic link leads to is replaced, not the link.
+    // What a symbolic link jumps to is replaced, not the link.
     let target = match path.canonicalize() {
         Err(error) if error.kind() == ErrorKind::NotFound => path.to_owned(),
         found => found?,

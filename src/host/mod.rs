@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::effects::Tracked;
+use crate::effects::ConntrackEntry;
 pub use crate::netfilter::Variant;
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Family, Table};
@@ -40,7 +40,7 @@ pub enum Scope {
 
 /// What is to be read of a family.
 #[derive(Clone, Copy, Debug)]
-pub struct Look<'a> {
+pub struct Query<'a> {
     /// Whose rules.
     pub name: &'a Name,
     /// In which tables.
@@ -50,7 +50,7 @@ pub struct Look<'a> {
 }
 
 /// What is being read.
-pub trait Reading: Send {
+pub trait PendingRead: Send {
     /// Whether there is nothing left to wait for.
     fn is_ready(&self) -> bool;
 
@@ -76,7 +76,7 @@ pub trait Host: Sync {
     fn lock(&self) -> Result<Lock>;
 
     /// Begins to read what is owned.
-    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Box<dyn Reading + 'a>;
+    fn begin_read<'a>(&'a self, family: Family, look: Query<'a>) -> Box<dyn PendingRead + 'a>;
 
     /// Runs one transaction of `iptables-restore --noflush`.
     ///
@@ -126,7 +126,7 @@ pub trait Host: Sync {
     fn connections(
         &self,
         family: Family,
-        wanted: &dyn Fn(&Tracked) -> bool,
+        wanted: &dyn Fn(&ConntrackEntry) -> bool,
     ) -> Result<Vec<Vec<u8>>>;
 
     /// Ends connections.

@@ -36,14 +36,14 @@ pub enum Kind {
 
 /// Whom a question goes to.
 #[derive(Clone, Copy, PartialEq)]
-pub enum Part {
+pub enum Subsystem {
     /// Netfilter.
     Netfilter,
     /// Addresses and routes.
     Route,
 }
 
-impl Part {
+impl Subsystem {
     /// How many bytes say what a message is about.
     fn subject(self) -> usize {
         match self {
@@ -55,7 +55,7 @@ impl Part {
 
 /// A conversation with the kernel.
 pub struct Socket {
-    part: Part,
+    subsystem: Subsystem,
     end: OwnedFd,
     buffer: Vec<u8>,
 }
@@ -63,22 +63,22 @@ pub struct Socket {
 impl Socket {
     /// # Errors
     /// When there is no netlink here.
-    pub fn open(part: Part) -> io::Result<Self> {
+    pub fn open(subsystem: Subsystem) -> io::Result<Self> {
         const BUFFER: usize = 1 << 16;
         const PATIENCE: Duration = Duration::from_secs(5);
         let socket = socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
             SocketFlags::CLOEXEC,
-            match part {
-                Part::Netfilter => Some(netlink::NETFILTER),
-                Part::Route => None,
+            match subsystem {
+                Subsystem::Netfilter => Some(netlink::NETFILTER),
+                Subsystem::Route => None,
             },
         )?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;
         connect(&socket, &netlink::SocketAddrNetlink::new(0, 0))?;
         Ok(Self {
-            part,
+            subsystem,
             end: socket,
             buffer: vec![0; BUFFER],
         })
@@ -98,7 +98,7 @@ impl Socket {
         each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
     ) -> io::Result<()> {
         let message = question(
-            self.part,
+            self.subsystem,
             subsystem << 8 | message,
             family,
             kind,
@@ -112,19 +112,25 @@ impl Socket {
                 received => received?,
             };
             let packet = self.buffer.get(..length).ok_or_else(senseless)?;
-            if answers(self.part, packet, each)?.is_break() {
+            if answers(self.subsystem, packet, each)?.is_break() {
                 return Ok(());
             }
         }
     }
 }
 
-fn question(part: Part, kind: u16, family: Family, wanted: Kind, attributes: &[u8]) -> Vec<u8> {
+fn question(
+    subsystem: Subsystem,
+    kind: u16,
+    family: Family,
+    wanted: Kind,
+    attributes: &[u8],
+) -> Vec<u8> {
     let flags = match wanted {
         Kind::Dump => NLM_F_REQUEST | NLM_F_DUMP,
         Kind::Order => NLM_F_REQUEST | NLM_F_ACK,
     };
-    let start = HEADER + part.subject();
+    let start = HEADER + subsystem.subject();
     let length = u32::try_from(start + attributes.len()).unwrap_or(u32::MAX);
     let mut message = Vec::new();
     message.extend(length.to_ne_bytes());
@@ -155,7 +161,7 @@ fn senseless() -> io::Error {
 
 /// Reads one packet of the kernel's. Breaks when no more is to be read.
 fn answers(
-    part: Part,
+    subsystem: Subsystem,
     mut packet: &[u8],
     each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
 ) -> io::Result<ControlFlow<()>> {
@@ -175,7 +181,7 @@ fn answers(
             }
             _ => {
                 let attributes = message
-                    .get(HEADER + part.subject()..)
+                    .get(HEADER + subsystem.subject()..)
                     .ok_or_else(senseless)?;
                 if each(attributes).is_break() {
                     return Ok(ControlFlow::Break(()));
@@ -230,7 +236,13 @@ pub mod tests {
     use super::*;
 
     pub fn message(kind: u16, attributes: &[u8]) -> Vec<u8> {
-        question(Part::Netfilter, kind, Family::Ipv4, Kind::Dump, attributes)
+        question(
+            Subsystem::Netfilter,
+            kind,
+            Family::Ipv4,
+            Kind::Dump,
+            attributes,
+        )
     }
 
     pub fn encoded(kind: u16, value: &[u8]) -> Vec<u8> {
@@ -243,7 +255,7 @@ pub mod tests {
 
     fn seen(packet: &[u8]) -> (Vec<Vec<u8>>, io::Result<ControlFlow<()>>) {
         let mut seen = Vec::new();
-        let ended = answers(Part::Netfilter, packet, &mut |attributes| {
+        let ended = answers(Subsystem::Netfilter, packet, &mut |attributes| {
             seen.push(attribute(attributes, 1).unwrap_or_default().to_vec());
             ControlFlow::Continue(())
         });

@@ -6,7 +6,7 @@
 
 use std::ops::ControlFlow;
 
-use super::netlink::{Kind, Part, Socket, attribute};
+use super::netlink::{Kind, Socket, Subsystem, attribute};
 use crate::netfilter::{Family, Table};
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -40,7 +40,7 @@ fn tables_named(family: Family, request: u16, wanted: &dyn Fn(&str) -> bool) -> 
         false => ControlFlow::Continue(()),
     };
     let question = (NFNL_SUBSYS_NFTABLES, request);
-    let mut socket = Socket::open(Part::Netfilter).ok()?;
+    let mut socket = Socket::open(Subsystem::Netfilter).ok()?;
     let asked = socket.ask(question, family, Kind::Dump, &[], &mut look);
     asked.ok().map(|()| found)
 }

@@ -12,9 +12,9 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::lock::xtables_held;
 use super::programs::Programs;
-use super::{Host, Lock, Look, Reading, Scope, Variant};
+use super::{Host, Lock, PendingRead, Query, Scope, Variant};
 use super::{boot, conntrack, facts, files, nftables, process};
-use crate::effects::{Tracked, setting};
+use crate::effects::{ConntrackEntry, setting};
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Family, Table};
 use crate::preflight::{Facts, Questions};
@@ -49,7 +49,7 @@ impl System {
     }
 
     /// Nothing is started where there can be nothing to read.
-    fn start_save(&self, family: Family, look: Look<'_>) -> Result<Option<process::Started>> {
+    fn start_save(&self, family: Family, look: Query<'_>) -> Result<Option<process::Started>> {
         let table = match look.scope {
             Scope::All => None,
             Scope::Only(table) => Some(table),
@@ -112,7 +112,7 @@ impl Host for System {
         Lock::take(self.patience())
     }
 
-    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Box<dyn Reading + 'a> {
+    fn begin_read<'a>(&'a self, family: Family, look: Query<'a>) -> Box<dyn PendingRead + 'a> {
         Box::new(Save {
             host: self,
             family,
@@ -218,7 +218,7 @@ impl Host for System {
     fn connections(
         &self,
         family: Family,
-        wanted: &dyn Fn(&Tracked) -> bool,
+        wanted: &dyn Fn(&ConntrackEntry) -> bool,
     ) -> Result<Vec<Vec<u8>>> {
         let listing = || {
             format!(
@@ -239,7 +239,7 @@ impl Host for System {
 struct Save<'a> {
     host: &'a System,
     family: Family,
-    look: Look<'a>,
+    look: Query<'a>,
     started: Result<Option<process::Started>>,
 }
 
@@ -252,7 +252,7 @@ impl Save<'_> {
     }
 }
 
-impl Reading for Save<'_> {
+impl PendingRead for Save<'_> {
     fn is_ready(&self) -> bool {
         match &self.started {
             Ok(Some(save)) => save.has_printed(),

@@ -79,9 +79,9 @@ impl SavedRule {
     }
 }
 
-/// A rule in a chain that is not ours and leads into one that is.
+/// A rule in a chain that is not ours and jumps into one that is.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Lead {
+pub struct JumpRule {
     /// The chain that it stands in.
     pub chain: String,
     /// Its place in that chain when the dump was made, from 1.
@@ -99,18 +99,18 @@ pub struct Chain {
 
 /// What a balancer owns in one table.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Owned {
+pub struct OwnedTable {
     /// By name.
     pub chains: BTreeMap<String, Chain>,
     /// In the order of the dump.
-    pub leads: Vec<Lead>,
+    pub jumps: Vec<JumpRule>,
 }
 
-impl Owned {
+impl OwnedTable {
     /// Whether there is nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.chains.is_empty() && self.leads.is_empty()
+        self.chains.is_empty() && self.jumps.is_empty()
     }
 }
 
@@ -118,7 +118,7 @@ impl Owned {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ruleset {
     /// By table; tables without anything of ours are left out.
-    pub tables: BTreeMap<Table, Owned>,
+    pub tables: BTreeMap<Table, OwnedTable>,
     /// The version of iptables that made the dump, such as `1.8.9`.
     pub version: Option<String>,
     /// Whether iptables-nft 1.8.0 to 1.8.2 made the dump.
@@ -204,10 +204,10 @@ impl Ruleset {
 
     /// What is owned in a table; nothing, where the table has nothing of ours.
     #[must_use]
-    pub fn owned(&self, table: Table) -> &Owned {
-        static NOTHING: Owned = Owned {
+    pub fn owned(&self, table: Table) -> &OwnedTable {
+        static NOTHING: OwnedTable = OwnedTable {
             chains: BTreeMap::new(),
-            leads: Vec::new(),
+            jumps: Vec::new(),
         };
         self.tables.get(&table).unwrap_or(&NOTHING)
     }
@@ -217,11 +217,11 @@ impl Ruleset {
     pub fn reads_like(&self, other: &Self) -> bool {
         let texts = |ruleset: &Self| {
             let owned = ruleset.tables.iter().filter(|(_, owned)| !owned.is_empty());
-            let table = |(table, owned): (&Table, &Owned)| {
-                let lead = |lead: &Lead| (lead.chain.clone(), lead.rule.text.clone());
-                let mut leads: Vec<_> = owned.leads.iter().map(lead).collect();
-                leads.sort();
-                (*table, owned.chains.clone(), leads)
+            let table = |(table, owned): (&Table, &OwnedTable)| {
+                let lead = |lead: &JumpRule| (lead.chain.clone(), lead.rule.text.clone());
+                let mut jumps: Vec<_> = owned.jumps.iter().map(lead).collect();
+                jumps.sort();
+                (*table, owned.chains.clone(), jumps)
             };
             owned.map(table).collect::<Vec<_>>()
         };
@@ -237,7 +237,7 @@ impl Ruleset {
     /// Whether nothing is owned in any table.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.tables.values().all(Owned::is_empty)
+        self.tables.values().all(OwnedTable::is_empty)
     }
 }
 
@@ -363,12 +363,12 @@ impl<'a> Reader<'a> {
             self.ruleset.forward_refuses_at = Some(position);
         }
         if self.finder.find(text).is_some() && self.leads_to_us(text) {
-            let lead = Lead {
+            let lead = JumpRule {
                 chain: String::from_utf8_lossy(chain).into_owned(),
                 position,
                 rule: SavedRule::new(table, text, counters),
             };
-            self.owned(table).leads.push(lead);
+            self.owned(table).jumps.push(lead);
         }
         Ok(())
     }
@@ -406,13 +406,13 @@ impl<'a> Reader<'a> {
         let text = String::from_utf8_lossy(text);
         let mut is_target = false;
         words(&text).any(|word| {
-            let leads = is_target && self.name.owns(&word);
+            let jumps = is_target && self.name.owns(&word);
             is_target = ["-j", "-g", "--jump", "--goto"].contains(&&*word);
-            leads
+            jumps
         })
     }
 
-    fn owned(&mut self, table: Table) -> &mut Owned {
+    fn owned(&mut self, table: Table) -> &mut OwnedTable {
         self.ruleset.tables.entry(table).or_default()
     }
 }
@@ -496,7 +496,7 @@ COMMIT
         let owned = ruleset.owned(Table::Nat);
         assert_eq!(owned.chains.keys().collect::<Vec<_>>(), ["CF", "CF/0"]);
         let places: Vec<_> = owned
-            .leads
+            .jumps
             .iter()
             .map(|lead| (lead.position, lead.rule.shown()))
             .collect();

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use crate::netfilter::rule::Target;
-use crate::netfilter::ruleset::{Owned, SavedRule};
+use crate::netfilter::ruleset::{OwnedTable, SavedRule};
 use crate::netfilter::statistic::Share;
 
 /// A backend as a rule names it.
@@ -17,7 +17,7 @@ pub type Server = (IpAddr, Option<u16>);
 /// what comes back from a chain that is jumped to, is not known, and so nothing
 /// is said of what comes after it.
 #[must_use]
-pub fn shares_of_chain(owned: &Owned, chain: &str) -> HashMap<Server, Share> {
+pub fn shares_of_chain(owned: &OwnedTable, chain: &str) -> HashMap<Server, Share> {
     let mut shares = HashMap::new();
     let mut reaching = HashMap::from([(chain, Share::ALL)]);
     for name in in_order(owned, chain) {
@@ -48,7 +48,7 @@ pub fn shares_of_chain(owned: &Owned, chain: &str) -> HashMap<Server, Share> {
 
 /// The chains that can be reached, each after all that lead to it. Of chains
 /// that lead to each other in a circle some have to come before.
-fn in_order<'a>(owned: &'a Owned, chain: &'a str) -> Vec<&'a str> {
+fn in_order<'a>(owned: &'a OwnedTable, chain: &'a str) -> Vec<&'a str> {
     let mut order = Vec::new();
     let mut seen = HashSet::new();
     let mut path = vec![(chain, 0)];

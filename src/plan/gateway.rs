@@ -5,13 +5,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Lead, Part, Place, chain_of, matches};
+use super::{JumpPosition, PlannedJump, TablePlan, chain_of, matches};
 use crate::netfilter::rule::{Connection, ConnectionState, Matches, RejectWith, Rule, Target};
 use crate::netfilter::{Family, Protocol};
 use crate::request::{Balancer, Destination, Name, Pool, WhenEmpty};
 
 /// Adds to the nat table what rewrites source addresses.
-pub(super) fn masquerade(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut Part) {
+pub(super) fn masquerade(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut TablePlan) {
     let Some(masquerade) = &balancer.gateway.masquerade else {
         return;
     };
@@ -21,7 +21,7 @@ pub(super) fn masquerade(name: &Name, balancer: &Balancer, pool: &Pool, part: &m
     };
     let chain = chain_of(name, "masq");
     let jump = Target::Jump(chain.clone());
-    let (leads, rules) = match masquerade.all {
+    let (jumps, rules) = match masquerade.all {
         true => (vec![Matches::default()], vec![Rule::to(target)]),
         false => (
             matches::translated(balancer, pool.family),
@@ -32,19 +32,20 @@ pub(super) fn masquerade(name: &Name, balancer: &Balancer, pool: &Pool, part: &m
         return;
     }
     part.chains.insert(chain, rules);
-    part.leads.extend(leads.into_iter().map(|matches| Lead {
-        chain: "POSTROUTING",
-        rule: Rule::to(jump.clone()).matching(Matches {
-            out_interface: masquerade.out_interface.clone(),
-            ..matches
-        }),
-        place: Place::End,
-    }));
+    part.jumps
+        .extend(jumps.into_iter().map(|matches| PlannedJump {
+            chain: "POSTROUTING",
+            rule: Rule::to(jump.clone()).matching(Matches {
+                out_interface: masquerade.out_interface.clone(),
+                ..matches
+            }),
+            place: JumpPosition::End,
+        }));
 }
 
 /// All that goes into the filter table.
-pub(super) fn filter(name: &Name, balancer: &Balancer, pool: &Pool) -> Part {
-    let mut part = Part::default();
+pub(super) fn filter(name: &Name, balancer: &Balancer, pool: &Pool) -> TablePlan {
+    let mut part = TablePlan::default();
     if balancer.gateway.forward {
         forward(name, balancer, pool, &mut part);
     }
@@ -54,7 +55,7 @@ pub(super) fn filter(name: &Name, balancer: &Balancer, pool: &Pool) -> Part {
     part
 }
 
-fn forward(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut Part) {
+fn forward(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut TablePlan) {
     let chain = chain_of(name, "forward");
     let mut rules = answered_by_us(pool, &Target::Accept);
     // Those of backends that were taken off the list: they were let through
@@ -66,17 +67,18 @@ fn forward(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut Part) {
     rules.push(Rule::to(Target::Accept).matching(established.into()));
     let jump = Target::Jump(chain.clone());
     part.chains.insert(chain, rules);
-    let leads = matches::translated(balancer, pool.family);
-    part.leads.extend(leads.into_iter().map(|matches| Lead {
-        chain: "FORWARD",
-        rule: Rule::to(jump.clone()).matching(matches),
-        place: Place::BeforeRefusals,
-    }));
+    let jumps = matches::translated(balancer, pool.family);
+    part.jumps
+        .extend(jumps.into_iter().map(|matches| PlannedJump {
+            chain: "FORWARD",
+            rule: Rule::to(jump.clone()).matching(matches),
+            place: JumpPosition::BeforeRefusals,
+        }));
 }
 
 /// New connections get their answer wherever they are bound for; those that
 /// were balanced before go on.
-fn refuse(name: &Name, balancer: &Balancer, family: Family, part: &mut Part) {
+fn refuse(name: &Name, balancer: &Balancer, family: Family, part: &mut TablePlan) {
     let protocol = balancer.protocol;
     let target = match (balancer.gateway.when_empty, protocol, family) {
         (WhenEmpty::Pass, ..) => return,
@@ -95,13 +97,13 @@ fn refuse(name: &Name, balancer: &Balancer, family: Family, part: &mut Part) {
     part.chains.insert(chain, vec![rule]);
     let outside = matches::from_outside(balancer, family);
     let mut lead = |chain, entries: &[Matches]| {
-        part.leads.extend(entries.iter().map(|matches| Lead {
+        part.jumps.extend(entries.iter().map(|matches| PlannedJump {
             chain,
             rule: Rule {
                 protocol: Some(protocol),
                 ..Rule::to(jump.clone()).matching(matches::untouched(matches.clone()))
             },
-            place: Place::Head,
+            place: JumpPosition::Head,
         }));
     };
     // What this host sends to itself comes in by `lo`, and was never balanced.

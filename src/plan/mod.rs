@@ -25,36 +25,36 @@ use crate::schedule::{Branch, Node, To};
 pub struct Plan {
     /// Whose chains these are.
     pub name: Name,
-    /// The parts that are not empty.
-    pub parts: BTreeMap<(Family, Table), Part>,
+    /// The tables that are not empty.
+    pub tables: BTreeMap<(Family, Table), TablePlan>,
 }
 
 /// What is to be in one table of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Part {
+pub struct TablePlan {
     /// Our chains by name, with their rules.
     pub chains: BTreeMap<String, Vec<Rule>>,
     /// The rules elsewhere that lead into them.
-    pub leads: Vec<Lead>,
+    pub jumps: Vec<PlannedJump>,
     /// The protocol of all packets that come into a chain, where it is the same
     /// for all: rules in it mean the same with it or without.
     pub protocols: BTreeMap<String, Protocol>,
 }
 
-/// A rule that leads from a built-in chain into one of ours.
+/// A rule that jumps from a built-in chain into one of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lead {
+pub struct PlannedJump {
     /// The chain that it stands in.
     pub chain: &'static str,
     /// The rule.
     pub rule: Rule,
     /// Where it goes if it is not there yet.
-    pub place: Place,
+    pub place: JumpPosition,
 }
 
 /// Where a new rule goes in a chain of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum JumpPosition {
     /// To the end.
     End,
     /// To the head.
@@ -64,7 +64,7 @@ pub enum Place {
     BeforeRefusals,
 }
 
-impl From<Jump> for Place {
+impl From<Jump> for JumpPosition {
     fn from(jump: Jump) -> Self {
         match jump {
             Jump::Append => Self::End,
@@ -77,7 +77,7 @@ impl Plan {
     /// What the request asks for.
     #[must_use]
     pub fn new(request: &Request) -> Self {
-        let mut parts = BTreeMap::new();
+        let mut tables = BTreeMap::new();
         for (balancer, pool) in request
             .balancer()
             .into_iter()
@@ -85,22 +85,22 @@ impl Plan {
         {
             let mut nat = nat(&request.name, balancer, pool);
             let filter = gateway::filter(&request.name, balancer, pool);
-            if filter != Part::default() {
+            if filter != TablePlan::default() {
                 nat.chains.insert(filter_mark(&request.name), Vec::new());
-                parts.insert((pool.family, Table::Filter), filter);
+                tables.insert((pool.family, Table::Filter), filter);
             }
-            parts.insert((pool.family, Table::Nat), nat);
+            tables.insert((pool.family, Table::Nat), nat);
         }
         Self {
             name: request.name.clone(),
-            parts,
+            tables,
         }
     }
 
     /// Whether anything is to be there for that family.
     #[must_use]
     pub fn uses(&self, family: Family) -> bool {
-        self.parts.keys().any(|(used, _)| *used == family)
+        self.tables.keys().any(|(used, _)| *used == family)
     }
 }
 
@@ -117,8 +117,8 @@ pub fn is_filter_mark(chain: &str) -> bool {
     chain.ends_with("/filter")
 }
 
-fn nat(name: &Name, balancer: &Balancer, pool: &Pool) -> Part {
-    let mut part = Part::default();
+fn nat(name: &Name, balancer: &Balancer, pool: &Pool) -> TablePlan {
+    let mut part = TablePlan::default();
     let nodes = pool.arrangement.chains.iter();
     for (name, rules) in nodes
         .map(|node| (chain_name(name, node), servers(name, balancer, pool, node)))
@@ -129,14 +129,15 @@ fn nat(name: &Name, balancer: &Balancer, pool: &Pool) -> Part {
     }
     let mut lead = |chain, entries: Vec<Matches>| {
         let jump = Target::Jump(name.as_str().to_owned());
-        part.leads.extend(entries.into_iter().map(|matches| Lead {
-            chain,
-            rule: Rule {
-                protocol: Some(balancer.protocol),
-                ..Rule::to(jump.clone()).matching(matches)
-            },
-            place: balancer.jump.into(),
-        }));
+        part.jumps
+            .extend(entries.into_iter().map(|matches| PlannedJump {
+                chain,
+                rule: Rule {
+                    protocol: Some(balancer.protocol),
+                    ..Rule::to(jump.clone()).matching(matches)
+                },
+                place: balancer.jump.into(),
+            }));
     };
     lead("PREROUTING", matches::from_outside(balancer, pool.family));
     if balancer.gateway.local_traffic {
@@ -190,7 +191,7 @@ fn server(balancer: &Balancer, backend: &Backend) -> Rule {
     }
 }
 
-/// The backends of weight 0, in a chain that nothing leads to: so that when one
+/// The backends of weight 0, in a chain that nothing jumps to: so that when one
 /// of them goes, it is known that its connections were ours.
 fn drained(name: &Name, balancer: &Balancer, pool: &Pool) -> Option<(String, Vec<Rule>)> {
     let drained = pool.backends.iter().filter(|backend| backend.weight == 0);
@@ -220,7 +221,7 @@ mod tests {
             "name": "CFENGINE", "destination_port": 5308,
             "backends": ["192.0.2.1:5308", "192.0.2.2:5308", "192.0.2.3:5308", "192.0.2.4:5308"],
         }));
-        let part = &plan.parts[&(Family::Ipv4, Table::Nat)];
+        let part = &plan.tables[&(Family::Ipv4, Table::Nat)];
         assert_eq!(
             texts(&part.chains["CFENGINE"]),
             [
@@ -231,7 +232,7 @@ mod tests {
             ]
         );
         assert_eq!(
-            texts(part.leads.iter().map(|lead| &lead.rule)),
+            texts(part.jumps.iter().map(|lead| &lead.rule)),
             [" -p tcp -m tcp --dport 5308 -j CFENGINE"]
         );
         assert!(!plan.uses(Family::Ipv6));
@@ -244,23 +245,23 @@ mod tests {
             "destination": "192.0.2.1,192.0.2.2,2001:db8::1", "source": ["10.0.0.0/8", "2001:db8:1::/48"],
             "backends": "10.1.1.1, fd00::1",
         }));
-        let leads = |family| {
+        let jumps = |family| {
             texts(
-                plan.parts[&(family, Table::Nat)]
-                    .leads
+                plan.tables[&(family, Table::Nat)]
+                    .jumps
                     .iter()
                     .map(|lead| &lead.rule),
             )
         };
         assert_eq!(
-            leads(Family::Ipv4),
+            jumps(Family::Ipv4),
             [
                 " -s 10.0.0.0/8 -d 192.0.2.1/32 -i eth0 -p tcp -m multiport --dports 80,443,8000:8010 -j W",
                 " -s 10.0.0.0/8 -d 192.0.2.2/32 -i eth0 -p tcp -m multiport --dports 80,443,8000:8010 -j W",
             ]
         );
         assert_eq!(
-            leads(Family::Ipv6),
+            jumps(Family::Ipv6),
             [
                 " -s 2001:db8:1::/48 -d 2001:db8::1/128 -i eth0 -p tcp -m multiport --dports 80,443,8000:8010 -j W"
             ]
@@ -274,8 +275,8 @@ mod tests {
         );
         assert_eq!(
             texts(
-                plan.parts[&(Family::Ipv4, Table::Nat)]
-                    .leads
+                plan.tables[&(Family::Ipv4, Table::Nat)]
+                    .jumps
                     .iter()
                     .map(|lead| &lead.rule)
             ),
@@ -285,6 +286,9 @@ mod tests {
 
     #[test]
     fn absent_is_an_empty_plan() {
-        assert_eq!(plan(json!({"name": "W", "state": "absent"})).parts.len(), 0);
+        assert_eq!(
+            plan(json!({"name": "W", "state": "absent"})).tables.len(),
+            0
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! What the user should know besides what was done.
 
-use crate::converge::outcome::{Run, State, Steps};
+use crate::converge::outcome::{HostState, RunMode, Steps};
 use crate::diff::change::{Action, Change};
 use crate::effects::setting;
 use crate::host::Host;
@@ -14,9 +14,9 @@ pub fn all(
     host: &impl Host,
     request: &Request,
     facts: &Facts,
-    found: &State,
+    found: &HostState,
     steps: &Steps,
-    run: Run,
+    run: RunMode,
 ) -> Vec<String> {
     let by_hand = steps
         .changes
@@ -40,7 +40,7 @@ fn mixed(host: &impl Host) -> Option<String> {
     })
 }
 
-fn unreadable(found: &State) -> Vec<String> {
+fn unreadable(found: &HostState) -> Vec<String> {
     let in_family = |(family, tables): (&Family, &Vec<String>)| {
         let title = family.title();
         let worded = |table: &String| {
@@ -58,8 +58,8 @@ fn unreadable(found: &State) -> Vec<String> {
 }
 
 /// That nothing is forwarded, or that it still is when the balancer has gone.
-fn forwarding(request: &Request, facts: &Facts, found: &State, steps: &Steps) -> Vec<String> {
-    let known = &found.besides.forwarding;
+fn forwarding(request: &Request, facts: &Facts, found: &HostState, steps: &Steps) -> Vec<String> {
+    let known = &found.settings.forwarding;
     let Some(balancer) = request.balancer() else {
         let left_on = |family: &Family| {
             let is_on = known.get(family) == Some(&true);
@@ -88,9 +88,9 @@ fn forwarding(request: &Request, facts: &Facts, found: &State, steps: &Steps) ->
         .collect()
 }
 
-/// A rule that leads to us from where we never put one, or in words that are
+/// A rule that jumps to us from where we never put one, or in words that are
 /// not ours.
-fn by_hand(change: &Change, run: Run) -> Option<String> {
+fn by_hand(change: &Change, run: RunMode) -> Option<String> {
     let Action::DeleteFirst(rule) = &change.action else {
         return None;
     };
@@ -103,8 +103,8 @@ fn by_hand(change: &Change, run: Run) -> Option<String> {
         return None;
     }
     let gone = match run {
-        Run::Apply => "was removed",
-        Run::Check => "would be removed",
+        RunMode::Apply => "was removed",
+        RunMode::Check => "would be removed",
     };
     Some(format!(
         "`-A {} {}` in {} table `{}` leads into the balancer's chain and is none of those asked for, so it {gone}; \

@@ -6,8 +6,8 @@ use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
-use super::coerce::{BadRequest, Place, integer, integer_in, list, text};
-use super::wire::BackendWire;
+use super::coerce::{BadRequest, Field, integer, integer_in, list, text};
+use super::wire::BackendAttributes;
 use super::{WEIGHT_MAX, given, json, shaped};
 
 /// One server.
@@ -23,7 +23,7 @@ pub struct Backend {
 
 /// One item of the list, whose host may have several addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Listed {
+pub(super) struct BackendEntry {
     pub host: Host,
     pub port: Option<u16>,
     pub weight: u32,
@@ -74,9 +74,9 @@ impl Backend {
 }
 
 /// The list, without repetition.
-pub(super) fn backends(place: &Place) -> Result<Vec<Listed>, BadRequest> {
+pub(super) fn backends(place: &Field) -> Result<Vec<BackendEntry>, BadRequest> {
     let items = list(place)?;
-    let mut found: Vec<Listed> = Vec::with_capacity(items.len());
+    let mut found: Vec<BackendEntry> = Vec::with_capacity(items.len());
     for item in items {
         found.push(backend(&item)?);
     }
@@ -94,7 +94,7 @@ pub(super) fn backends(place: &Place) -> Result<Vec<Listed>, BadRequest> {
 }
 
 /// The places of the first item that was there before, and of that.
-fn repetition(listed: &[Listed]) -> Option<(usize, usize)> {
+fn repetition(listed: &[BackendEntry]) -> Option<(usize, usize)> {
     let mut known = HashMap::with_capacity(listed.len());
     let mut items = listed.iter().enumerate();
     items.find_map(|(again, item)| {
@@ -103,7 +103,7 @@ fn repetition(listed: &[Listed]) -> Option<(usize, usize)> {
     })
 }
 
-fn backend(place: &Place) -> Result<Listed, BadRequest> {
+fn backend(place: &Field) -> Result<BackendEntry, BadRequest> {
     match &*place.value {
         Value::Object(object) => backend_from_object(place, object),
         Value::String(_) => backend_from_text(place),
@@ -113,11 +113,11 @@ fn backend(place: &Place) -> Result<Listed, BadRequest> {
     }
 }
 
-fn backend_from_object(place: &Place, object: &json::Object) -> Result<Listed, BadRequest> {
-    let wire: BackendWire = shaped(&place.path, object)?;
+fn backend_from_object(place: &Field, object: &json::Object) -> Result<BackendEntry, BadRequest> {
+    let wire: BackendAttributes = shaped(&place.path, object)?;
     let address = given(place.path.key("address"), &wire.address)
         .ok_or_else(|| BadRequest::new(place.path.key("address").to_string(), "is missing"))?;
-    Ok(Listed {
+    Ok(BackendEntry {
         host: host(&text(&address)?).map_err(|problem| address.refuse(problem))?,
         port: given(place.path.key("port"), &wire.port)
             .map(|port| integer(&port, PORTS))
@@ -129,13 +129,13 @@ fn backend_from_object(place: &Place, object: &json::Object) -> Result<Listed, B
 }
 
 /// `HOST[:PORT] [weight=N]`
-fn backend_from_text(place: &Place) -> Result<Listed, BadRequest> {
+fn backend_from_text(place: &Field) -> Result<BackendEntry, BadRequest> {
     let line = text(place)?;
     let mut words = line.split_whitespace();
     let first = words.next().unwrap_or_default();
     let (address, port) = split_host_port(first);
     let refuse = |key, value: &str, problem: String| {
-        Place::owned(place.path.key(key), value).refuse(problem)
+        Field::owned(place.path.key(key), value).refuse(problem)
     };
     let mut weight = None;
     for word in words {
@@ -149,7 +149,7 @@ fn backend_from_text(place: &Place) -> Result<Listed, BadRequest> {
         let given = integer_in(port, PORTS);
         given.map_err(|problem| refuse("port", port, problem))
     };
-    Ok(Listed {
+    Ok(BackendEntry {
         host: host(address).map_err(|problem| refuse("address", address, problem.to_owned()))?,
         port: port.map(given).transpose()?.and_then(as_port),
         weight: weight.unwrap_or(1),

@@ -2,7 +2,7 @@
 //!
 //! Ansible turns numbers into strings, CFEngine hands over nothing else and
 //! prints reals as `70.0000`, both have a dozen spellings of a boolean and a
-//! list. Each function here takes what stands at a [`Place`] and returns the
+//! list. Each function here takes what stands at a [`Field`] and returns the
 //! value, or an error that says what stood there and what may.
 
 use std::borrow::Cow;
@@ -94,12 +94,12 @@ impl fmt::Display for Path<'_> {
 
 /// A value and the path at which it stands.
 #[derive(Clone, Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct Field<'a> {
     pub path: Path<'a>,
     pub value: Cow<'a, Value>,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Field<'a> {
     pub fn new(path: impl Into<Path<'a>>, value: &'a Value) -> Self {
         Self {
             path: path.into(),
@@ -153,7 +153,7 @@ fn printable(text: &str) -> String {
 }
 
 /// A scalar as text, without blanks around it.
-pub(super) fn text<'a>(place: &'a Place) -> Result<Cow<'a, str>, BadRequest> {
+pub(super) fn text<'a>(place: &'a Field) -> Result<Cow<'a, str>, BadRequest> {
     let text: Cow<str> = match &*place.value {
         Value::String(text) => text.trim_matches([' ', '\t']).into(),
         Value::Number(number) => number.to_string().into(),
@@ -169,7 +169,7 @@ pub(super) fn text<'a>(place: &'a Place) -> Result<Cow<'a, str>, BadRequest> {
 }
 
 /// A whole number within `range`; `"3"`, `" 3 "`, `3.0` and `"3.0000"` are 3.
-pub(super) fn integer(place: &Place, range: RangeInclusive<u32>) -> Result<u32, BadRequest> {
+pub(super) fn integer(place: &Field, range: RangeInclusive<u32>) -> Result<u32, BadRequest> {
     let number = match &*place.value {
         Value::Number(number) => integer_in(&number.to_string(), range),
         Value::String(text) => integer_in(text, range),
@@ -203,7 +203,7 @@ fn whole(text: &str) -> Option<i64> {
 }
 
 /// A boolean in any spelling that Ansible knows.
-pub(super) fn boolean(place: &Place) -> Result<bool, BadRequest> {
+pub(super) fn boolean(place: &Field) -> Result<bool, BadRequest> {
     as_boolean(&place.value)
         .ok_or_else(|| place.refuse("is neither true nor false (yes, no, on, off, 1, 0)"))
 }
@@ -224,7 +224,7 @@ pub(super) fn as_boolean(value: &Value) -> Option<bool> {
 }
 
 /// One of a fixed set of words.
-pub(super) fn choice<T: Copy>(place: &Place, choices: &[(&str, T)]) -> Result<T, BadRequest> {
+pub(super) fn choice<T: Copy>(place: &Field, choices: &[(&str, T)]) -> Result<T, BadRequest> {
     let word = place.value.as_str().unwrap_or_default().trim();
     let found = choices.iter().find(|(name, _)| *name == word);
     found.map(|(_, value)| *value).ok_or_else(|| {
@@ -235,7 +235,7 @@ pub(super) fn choice<T: Copy>(place: &Place, choices: &[(&str, T)]) -> Result<T,
 
 /// The items of a list, in any of its forms: a list, a comma-separated string,
 /// a JSON text, an object `{"0": .., "1": ..}`, or a single scalar.
-pub(super) fn list<'a>(place: &'a Place<'a>) -> Result<Items<'a>, BadRequest> {
+pub(super) fn list<'a>(place: &'a Field<'a>) -> Result<Items<'a>, BadRequest> {
     match &*place.value {
         Value::String(text) => match from_json_text(place, text)? {
             Some(inner) => list_of(place, Cow::Owned(inner)),
@@ -251,17 +251,17 @@ pub(super) enum Items<'a> {
     /// As they arrived: there may be very many.
     Given(Path<'a>, Enumerate<slice::Iter<'a, Value>>),
     /// Read out of something else.
-    Made(vec::IntoIter<Place<'a>>),
+    Made(vec::IntoIter<Field<'a>>),
 }
 
 impl<'a> Iterator for Items<'a> {
-    type Item = Place<'a>;
+    type Item = Field<'a>;
 
-    fn next(&mut self) -> Option<Place<'a>> {
+    fn next(&mut self) -> Option<Field<'a>> {
         match self {
             Self::Given(path, items) => {
                 let (at, item) = items.next()?;
-                Some(Place::new(path.item(at), item))
+                Some(Field::new(path.item(at), item))
             }
             Self::Made(places) => places.next(),
         }
@@ -277,7 +277,7 @@ impl<'a> Iterator for Items<'a> {
 
 impl ExactSizeIterator for Items<'_> {}
 
-fn list_of<'a>(place: &Place<'a>, value: Cow<'a, Value>) -> Result<Items<'a>, BadRequest> {
+fn list_of<'a>(place: &Field<'a>, value: Cow<'a, Value>) -> Result<Items<'a>, BadRequest> {
     match value {
         Cow::Borrowed(Value::Array(items)) => {
             Ok(Items::Given(place.path, items.iter().enumerate()))
@@ -293,13 +293,13 @@ fn list_of<'a>(place: &Place<'a>, value: Cow<'a, Value>) -> Result<Items<'a>, Ba
 fn numbered(path: Path<'_>, items: impl IntoIterator<Item = Value>) -> Items<'_> {
     let items = items.into_iter().enumerate();
     let places: Vec<_> = items
-        .map(|(at, item)| Place::owned(path.item(at), item))
+        .map(|(at, item)| Field::owned(path.item(at), item))
         .collect();
     Items::Made(places.into_iter())
 }
 
 /// CFEngine's arrays: the keys are the places, in any order.
-fn numbered_object<'a>(place: &Place<'a>, entries: json::Object) -> Result<Items<'a>, BadRequest> {
+fn numbered_object<'a>(place: &Field<'a>, entries: json::Object) -> Result<Items<'a>, BadRequest> {
     let mut items = Vec::with_capacity(entries.len());
     for (key, item) in entries {
         let at: u32 = key.parse().map_err(|_| {
@@ -316,7 +316,7 @@ fn numbered_object<'a>(place: &Place<'a>, entries: json::Object) -> Result<Items
     }
     let items = items.into_iter();
     let places: Vec<_> = items
-        .map(|(at, item)| Place::owned(place.path.item(at as usize), item))
+        .map(|(at, item)| Field::owned(place.path.item(at as usize), item))
         .collect();
     Ok(Items::Made(places.into_iter()))
 }
@@ -324,7 +324,7 @@ fn numbered_object<'a>(place: &Place<'a>, entries: json::Object) -> Result<Items
 /// A string that is a JSON list or object, read. `[fd00::1]:80` is neither,
 /// but what opens like a list of strings or objects and does not end like
 /// one is a mistake that is better named than split at its commas.
-fn from_json_text(place: &Place, text: &str) -> Result<Option<Value>, BadRequest> {
+fn from_json_text(place: &Field, text: &str) -> Result<Option<Value>, BadRequest> {
     let trimmed = text.trim();
     if !trimmed.starts_with(['[', '{']) {
         return Ok(None);
@@ -339,7 +339,7 @@ fn from_json_text(place: &Place, text: &str) -> Result<Option<Value>, BadRequest
     }
 }
 
-fn comma_separated<'a>(place: &Place<'a>, text: &str) -> Result<Items<'a>, BadRequest> {
+fn comma_separated<'a>(place: &Field<'a>, text: &str) -> Result<Items<'a>, BadRequest> {
     if text.trim().is_empty() {
         return Ok(numbered(place.path, []));
     }
@@ -355,8 +355,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn at(value: Value) -> Place<'static> {
-        Place::owned("it".into(), value)
+    fn at(value: Value) -> Field<'static> {
+        Field::owned("it".into(), value)
     }
 
     fn message<T: fmt::Debug>(result: Result<T, BadRequest>) -> String {

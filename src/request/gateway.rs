@@ -7,8 +7,8 @@ use std::path::{Path as FilePath, PathBuf};
 use serde_json::Value;
 
 use super::backend::unusable;
-use super::coerce::{BadRequest, Path, Place, as_boolean, choice, list, text};
-use super::wire::{Masquerade, Wire};
+use super::coerce::{BadRequest, Field, Path, as_boolean, choice, list, text};
+use super::wire::{Masquerade, RequestAttributes};
 use super::{given, json};
 use super::{optional_flag, traffic::interface, word};
 use crate::netfilter::Family;
@@ -41,7 +41,7 @@ pub struct Masquerading {
     pub addresses: BTreeMap<Family, IpAddr>,
 }
 
-pub(super) fn gateway(wire: &Wire) -> Result<Gateway, BadRequest> {
+pub(super) fn gateway(wire: &RequestAttributes) -> Result<Gateway, BadRequest> {
     Ok(Gateway {
         local_traffic: optional_flag("local_traffic", &wire.local_traffic)?,
         masquerade: masquerading(wire)?,
@@ -51,7 +51,7 @@ pub(super) fn gateway(wire: &Wire) -> Result<Gateway, BadRequest> {
     })
 }
 
-fn masquerading(wire: &Wire) -> Result<Option<Masquerading>, BadRequest> {
+fn masquerading(wire: &RequestAttributes) -> Result<Option<Masquerading>, BadRequest> {
     let scope = match given("masquerade", &wire.masquerade) {
         None => Masquerade::No,
         Some(place) => match as_boolean(&place.value) {
@@ -88,7 +88,7 @@ fn masquerading(wire: &Wire) -> Result<Option<Masquerading>, BadRequest> {
     }
 }
 
-fn snat_addresses(place: &Place) -> Result<BTreeMap<Family, IpAddr>, BadRequest> {
+fn snat_addresses(place: &Field) -> Result<BTreeMap<Family, IpAddr>, BadRequest> {
     let mut found = BTreeMap::new();
     for item in list(place)? {
         let address: IpAddr = text(&item)?
@@ -153,7 +153,7 @@ pub(super) fn persist(value: &Option<Value>) -> Result<Persist, BadRequest> {
 fn persist_paths(paths: &json::Object) -> Result<Persist, BadRequest> {
     let mut found = BTreeMap::new();
     for (name, path) in paths.iter().filter(|(_, path)| !path.is_null()) {
-        let place = Place::new(Path::from("persist").key(name), path);
+        let place = Field::new(Path::from("persist").key(name), path);
         let family = Family::BOTH
             .into_iter()
             .find(|family| family.as_str() == name)

@@ -20,16 +20,18 @@ use serde_json::Value;
 pub use crate::netfilter::Name;
 use crate::netfilter::{self, Family, Ports, Protocol};
 pub use backend::Backend;
-use backend::{Listed, backends};
+use backend::{BackendEntry, backends};
 pub use coerce::BadRequest;
-use coerce::{Path, Place, boolean, choice, integer, text};
+use coerce::{Field, Path, boolean, choice, integer, text};
 pub use gateway::{Gateway, Masquerading, Persist};
 use gateway::{gateway, persist};
 pub use pool::Pool;
 use pool::pools;
 use traffic::{destination, interface, networks, ports};
-use wire::Wire;
-pub use wire::{Disconnect, Jump, Layout, Masquerade, Mode, State, VariantChoice, WhenEmpty};
+use wire::RequestAttributes;
+pub use wire::{
+    DesiredState, Disconnect, Jump, Layout, Masquerade, Mode, VariantChoice, WhenEmpty,
+};
 
 /// The largest weight: 2^31 - 1.
 pub const WEIGHT_MAX: u32 = i32::MAX.unsigned_abs();
@@ -40,7 +42,7 @@ pub struct Request {
     /// The chain that it is about.
     pub name: Name,
     /// What is to be there.
-    pub wanted: Wanted,
+    pub desired: Desired,
     /// Which iptables.
     pub variant: VariantChoice,
     /// How long to wait for others' locks, in seconds.
@@ -55,21 +57,21 @@ pub struct Request {
 /// The rest is still to be checked, which may take long: of ten thousand
 /// backends, or when names have to be looked up.
 #[derive(Clone, Debug)]
-pub struct Draft {
+pub struct UncheckedRequest {
     /// The chain that it is about.
     pub name: Name,
     /// Whether there is to be such a balancer.
-    pub state: State,
+    pub state: DesiredState,
     /// Which iptables.
     pub variant: VariantChoice,
     /// How long to wait for others' locks, in seconds.
     pub wait: u32,
-    wire: Wire,
+    wire: RequestAttributes,
 }
 
 /// What is to be there.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum Desired {
     /// Nothing of the balancer.
     Absent,
     /// This balancer.
@@ -114,20 +116,20 @@ pub enum Destination {
 /// Finds the addresses of a host's name, or says why it has none.
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Result<Vec<IpAddr>, String>;
 
-impl Draft {
+impl UncheckedRequest {
     /// Reads what arrived.
     ///
     /// # Errors
     /// For an attribute that there is not, and where one of those here is wrong.
     pub fn from_json(attributes: json::Object) -> Result<Self, BadRequest> {
-        let wire = Wire::from_json(attributes)?;
+        let wire = RequestAttributes::from_json(attributes)?;
         let wait = match given("wait", &wire.wait) {
             Some(place) => integer(&place, 0..=3600)?,
             None => 10,
         };
         Ok(Self {
             name: name(&wire)?,
-            state: word("state", &wire.state, State::WORDS)?,
+            state: word("state", &wire.state, DesiredState::WORDS)?,
             variant: word("variant", &wire.variant, VariantChoice::WORDS)?,
             wait,
             wire,
@@ -156,13 +158,13 @@ impl Draft {
 
     fn checked(&self) -> Result<Checked, BadRequest> {
         let wire = &self.wire;
-        let (wanted, listed) = wanted(wire, self.state)?;
+        let (desired, listed) = desired(wire, self.state)?;
         Ok(Checked {
             request: Request {
                 name: self.name.clone(),
                 variant: self.variant,
                 wait: self.wait,
-                wanted,
+                desired,
                 persist: persist(&wire.persist)?,
                 disconnect: word("disconnect", &wire.disconnect, Disconnect::WORDS)?,
             },
@@ -175,14 +177,14 @@ impl Draft {
 /// A request without backends, and what these will be.
 struct Checked {
     request: Request,
-    listed: Vec<Listed>,
+    listed: Vec<BackendEntry>,
     layout: Layout,
 }
 
 impl Checked {
     fn resolve(self, lookup: Lookup) -> Result<Request, BadRequest> {
         let mut request = self.request;
-        let Wanted::Present(balancer) = &mut request.wanted else {
+        let Desired::Present(balancer) = &mut request.desired else {
             return Ok(request);
         };
         let named = balancer.families_named();
@@ -202,26 +204,26 @@ impl Request {
     /// Checks what arrived, where it names no host.
     ///
     /// # Errors
-    /// As [`Draft::from_json`], and for a hostname.
+    /// As [`UncheckedRequest::from_json`], and for a hostname.
     pub fn from_json(attributes: json::Object) -> Result<Self, BadRequest> {
-        Draft::from_json(attributes)?.resolve(&no_names)
+        UncheckedRequest::from_json(attributes)?.resolve(&no_names)
     }
 
     /// The state that is asked for.
     #[must_use]
-    pub fn state(&self) -> State {
-        match self.wanted {
-            Wanted::Absent => State::Absent,
-            Wanted::Present(_) => State::Present,
+    pub fn state(&self) -> DesiredState {
+        match self.desired {
+            Desired::Absent => DesiredState::Absent,
+            Desired::Present(_) => DesiredState::Present,
         }
     }
 
     /// The balancer, if there is to be one.
     #[must_use]
     pub fn balancer(&self) -> Option<&Balancer> {
-        match &self.wanted {
-            Wanted::Absent => None,
-            Wanted::Present(balancer) => Some(balancer),
+        match &self.desired {
+            Desired::Absent => None,
+            Desired::Present(balancer) => Some(balancer),
         }
     }
 }
@@ -231,10 +233,10 @@ impl Request {
 /// # Errors
 /// When it is none, in words that name it.
 pub fn flag(name: &str, value: &Value) -> Result<bool, BadRequest> {
-    boolean(&Place::new(name, value))
+    boolean(&Field::new(name, value))
 }
 
-impl Wire {
+impl RequestAttributes {
     fn from_json(attributes: json::Object) -> Result<Self, BadRequest> {
         let is_there = |name: &str| given(name, attributes.get(name)).is_some();
         if is_there("name") && is_there("chain") {
@@ -253,11 +255,11 @@ impl Wire {
 }
 
 /// An attribute that is there; null counts as left out, as Ansible has it.
-fn given<'a>(path: impl Into<Path<'a>>, value: impl Into<Option<&'a Value>>) -> Option<Place<'a>> {
+fn given<'a>(path: impl Into<Path<'a>>, value: impl Into<Option<&'a Value>>) -> Option<Field<'a>> {
     value
         .into()
         .filter(|value| !value.is_null())
-        .map(|value| Place::new(path, value))
+        .map(|value| Field::new(path, value))
 }
 
 /// An object into its shape: every key is known, the values are not yet looked at.
@@ -315,7 +317,7 @@ fn unknown(key: &str, known: &[String]) -> String {
     }
 }
 
-fn name(wire: &Wire) -> Result<Name, BadRequest> {
+fn name(wire: &RequestAttributes) -> Result<Name, BadRequest> {
     let place = given("name", &wire.name)
         .ok_or_else(|| BadRequest::new("name", "is missing; it names the chain"))?;
     Name::new(&text(&place)?).map_err(|problem| place.refuse(problem))
@@ -336,7 +338,10 @@ fn optional_flag(path: &'static str, value: &Option<Value>) -> Result<bool, BadR
 
 /// Everything given is checked in either state; what `absent` does not need is
 /// not asked for.
-fn wanted(wire: &Wire, state: State) -> Result<(Wanted, Vec<Listed>), BadRequest> {
+fn desired(
+    wire: &RequestAttributes,
+    state: DesiredState,
+) -> Result<(Desired, Vec<BackendEntry>), BadRequest> {
     let backends = given("backends", &wire.backends)
         .map(|place| backends(&place))
         .transpose()?;
@@ -355,8 +360,8 @@ fn wanted(wire: &Wire, state: State) -> Result<(Wanted, Vec<Listed>), BadRequest
         gateway: gateway(wire)?,
     };
     match state {
-        State::Absent => Ok((Wanted::Absent, Vec::new())),
-        State::Present => {
+        DesiredState::Absent => Ok((Desired::Absent, Vec::new())),
+        DesiredState::Present => {
             let Some(backends) = backends else {
                 let problem = "is missing; it lists the servers";
                 return Err(BadRequest::new("backends", problem));
@@ -366,7 +371,7 @@ fn wanted(wire: &Wire, state: State) -> Result<(Wanted, Vec<Listed>), BadRequest
                 return Err(BadRequest::new("destination_port", problem));
             };
             balancer.destination_ports = ports;
-            Ok((Wanted::Present(balancer), backends))
+            Ok((Desired::Present(balancer), backends))
         }
     }
 }
@@ -428,7 +433,7 @@ impl Balancer {
         self.check_combinations()
     }
 
-    /// One rule leads into the chain for each combination of the networks.
+    /// One rule jumps into the chain for each combination of the networks.
     fn check_combinations(&self) -> Result<(), BadRequest> {
         const MOST: usize = 4096;
         let destinations = match &self.destination {

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::slice;
 
-use super::backend::{Backend, Host, Listed, unusable};
+use super::backend::{Backend, BackendEntry, Host, unusable};
 use super::coerce::BadRequest;
 use super::{Layout, Lookup, Mode, WEIGHT_MAX};
 use crate::netfilter::Family;
@@ -34,7 +34,7 @@ impl Pool {
 /// The backends by family, each arranged into chains. An empty list is an empty
 /// pool in each family that is named elsewhere, or in both.
 pub(super) fn pools(
-    listed: &[Listed],
+    listed: &[BackendEntry],
     named: &BTreeSet<Family>,
     mode: Mode,
     layout: Layout,
@@ -55,18 +55,18 @@ pub(super) fn pools(
 /// The addresses of each item. Of a name they are those of the families that
 /// are in use besides; all, where none is.
 fn addresses<'a>(
-    listed: &'a [Listed],
+    listed: &'a [BackendEntry],
     named: &BTreeSet<Family>,
     lookup: Lookup,
 ) -> Result<Vec<Cow<'a, [IpAddr]>>, BadRequest> {
-    let literal = |listed: &Listed| match listed.host {
+    let literal = |listed: &BackendEntry| match listed.host {
         Host::Address(address) => Some(Family::of(address)),
         Host::Name(_) => None,
     };
     let mut used = named.clone();
     used.extend(listed.iter().filter_map(literal));
     let in_use = |address: &IpAddr| used.is_empty() || used.contains(&Family::of(*address));
-    let of_item = |(at, item): (usize, &'a Listed)| match &item.host {
+    let of_item = |(at, item): (usize, &'a BackendEntry)| match &item.host {
         Host::Address(address) => Ok(slice::from_ref(address).into()),
         Host::Name(name) => {
             let bad = |problem: String| {
@@ -102,7 +102,7 @@ fn addresses<'a>(
 /// all weights are multiplied by the same number where they have to be.
 fn of_family(
     family: Family,
-    listed: &[Listed],
+    listed: &[BackendEntry],
     addresses: &[Cow<[IpAddr]>],
 ) -> Result<(Vec<usize>, Vec<Backend>), BadRequest> {
     let ours = |at: usize| {

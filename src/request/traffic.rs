@@ -3,13 +3,13 @@
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::coerce::{BadRequest, Place, integer, list, text};
-use super::wire::Wire;
+use super::coerce::{BadRequest, Field, integer, list, text};
+use super::wire::RequestAttributes;
 use super::{Destination, given};
 use crate::netfilter::{self, PortRange, Ports};
 
 /// What is balanced.
-pub(super) fn ports(place: &Place) -> Result<Ports, BadRequest> {
+pub(super) fn ports(place: &Field) -> Result<Ports, BadRequest> {
     const MOST: usize = 15;
     let items = list(place)?;
     if items.len() == 0 {
@@ -22,7 +22,7 @@ pub(super) fn ports(place: &Place) -> Result<Ports, BadRequest> {
     ranges.map(Ports::new)
 }
 
-fn port_range(place: &Place) -> Result<PortRange, BadRequest> {
+fn port_range(place: &Field) -> Result<PortRange, BadRequest> {
     let text = match &*place.value {
         Value::Number(_) => integer(place, 1..=u32::from(u16::MAX))?.to_string().into(),
         _ => text(place)?,
@@ -38,7 +38,7 @@ fn port_range(place: &Place) -> Result<PortRange, BadRequest> {
     }
 }
 
-pub(super) fn destination(wire: &Wire) -> Result<Destination, BadRequest> {
+pub(super) fn destination(wire: &RequestAttributes) -> Result<Destination, BadRequest> {
     match given("destination", &wire.destination) {
         None => Ok(Destination::Any),
         Some(place)
@@ -74,7 +74,7 @@ pub(super) fn networks(
     }
 }
 
-fn network(place: &Place) -> Result<IpNet, BadRequest> {
+fn network(place: &Field) -> Result<IpNet, BadRequest> {
     let text = text(place)?;
     netfilter::network(&text).ok_or_else(|| match &*text {
         "local" => place.bad("`local` stands alone, not beside other addresses"),

@@ -10,7 +10,7 @@ use serde_json::Value;
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "iptables_balance request")]
-pub(crate) struct Wire {
+pub(crate) struct RequestAttributes {
     /// The balancer's chain, 1 to 20 of `A-Z a-z 0-9 _ . -`. It owns the chains NAME and NAME/...,
     /// in every table, and the rules elsewhere that lead into them. Nothing else on the host is its own.
     /// `chain` is another spelling; in CFEngine it is the promiser.
@@ -19,7 +19,7 @@ pub(crate) struct Wire {
     pub name: Option<Value>,
 
     /// Whether there is such a balancer. `absent` needs the name alone and removes all that it owns.
-    #[schemars(with = "Option<State>", extend("default" = "present"))]
+    #[schemars(with = "Option<DesiredState>", extend("default" = "present"))]
     pub state: Option<Value>,
 
     /// `nth` is exact weighted round robin, `random` an independent random choice for each connection.
@@ -57,7 +57,7 @@ pub(crate) struct Wire {
     #[schemars(with = "Option<Layout>", extend("default" = "auto"))]
     pub layout: Option<Value>,
 
-    /// Where the rule that leads to the chain goes in PREROUTING when it is new. Where it already is, it stays.
+    /// Where the rule that jumps to the chain goes in PREROUTING when it is new. Where it already is, it stays.
     #[schemars(with = "Option<Jump>", extend("default" = "append"))]
     pub jump: Option<Value>,
 
@@ -114,7 +114,8 @@ pub(crate) struct Wire {
 /// One server.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct BackendWire {
+#[schemars(rename = "Backend")]
+pub(crate) struct BackendAttributes {
     /// IPv4, IPv6 or a hostname. A hostname stands for all its addresses of the families in use, found anew at each run;
     /// they share its weight.
     #[schemars(with = "String")]
@@ -134,7 +135,7 @@ pub(crate) struct BackendWire {
 #[allow(dead_code)]
 enum BackendForm {
     Text(String),
-    Entry(BackendWire),
+    Entry(BackendAttributes),
 }
 
 #[derive(JsonSchema)]
@@ -177,8 +178,8 @@ enum PersistForm {
 /// parser, schema and error messages cannot disagree.
 macro_rules! words {
     ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        $(#[$outer])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, JsonSchema)]
+        $(#[$outer])*
         pub enum $name {
             $($(#[$inner])* #[serde(rename = $word)] $variant),+
         }
@@ -197,7 +198,8 @@ macro_rules! words {
 
 words!(
     /// Whether there is to be a balancer.
-    State {
+    #[schemars(rename = "State")]
+    DesiredState {
         /// There is one, as described.
         #[default]
         Present = "present",

@@ -5,7 +5,7 @@ mod nft_1_8_2;
 use std::collections::BTreeMap;
 
 use crate::diff::change::{Action, Change, Kind};
-use crate::netfilter::ruleset::{Chain, Counters, Owned, Ruleset, SavedRule};
+use crate::netfilter::ruleset::{Chain, Counters, OwnedTable, Ruleset, SavedRule};
 use crate::netfilter::{Family, Table};
 use crate::plan::is_filter_mark;
 
@@ -47,7 +47,13 @@ pub fn from_nothing(changes: &[Change], family: Family) -> Option<Vec<u8>> {
         let of_table = |change: &&Change| change.family == family && change.table == table;
         let changes: Vec<&Change> = changes.iter().filter(of_table).collect();
         if !changes.is_empty() {
-            block(table, &changes, &Owned::default(), Words::File, &mut text);
+            block(
+                table,
+                &changes,
+                &OwnedTable::default(),
+                Words::File,
+                &mut text,
+            );
         }
     }
     (!text.is_empty()).then_some(text)
@@ -108,7 +114,7 @@ fn blocks<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<(Table, Vec<&'a 
 /// the first is deleted. They are emptied before anything else is said: until
 /// 1.8.2 iptables-nft-restore forgot what it had yet to send at each `-F` to
 /// the same table, and crashed.
-fn block(table: Table, changes: &[&Change], found: &Owned, words: Words, text: &mut Vec<u8>) {
+fn block(table: Table, changes: &[&Change], found: &OwnedTable, words: Words, text: &mut Vec<u8>) {
     const USUAL_LINE: usize = 128;
     text.reserve(changes.len() * USUAL_LINE);
     write(&["*", table.as_str(), "\n"], text);

@@ -22,7 +22,7 @@ use crate::netfilter::{Family, Table};
 /// The changes to one family as transactions, one after the other.
 ///
 /// What goes in chains of others goes last, so that nobody is without a rule
-/// meanwhile. It goes first where it leads to a chain that goes, or where a rule
+/// meanwhile. It goes first where it jumps to a chain that goes, or where a rule
 /// comes that reads like it and would be taken for it.
 pub fn transactions(changes: Vec<&Change>, family: Family, found: &Ruleset) -> Vec<Vec<Change>> {
     let is_delete = |change: &&Change| matches!(change.action, Action::DeleteFirst(_));
@@ -44,7 +44,7 @@ pub fn transactions(changes: Vec<&Change>, family: Family, found: &Ruleset) -> V
         let actions = match found.owned(table).chains.get(&**chain) {
             Some(found) if actions.clone().any(counts) => refill(found, actions),
             Some(_) => actions.cloned().collect(),
-            None => from_below(actions, places(found, table, chain, [&first, &last])),
+            None => from_below(actions, slots(found, table, chain, [&first, &last])),
         };
         main.extend(actions.into_iter().map(|action| Change {
             family,
@@ -91,78 +91,78 @@ fn refill<'a>(found: &Chain, steps: impl Iterator<Item = &'a Action>) -> Vec<Act
 
 /// A rule in a chain of others, while the steps are gone through.
 #[derive(Clone, Copy, PartialEq)]
-enum Place<'a> {
+enum Slot<'a> {
     Stays,
     Goes,
     Comes(&'a SavedRule),
 }
 
 /// The rules of a chain as far as we know of any, after those that go first.
-fn places<'a>(
+fn slots<'a>(
     found: &Ruleset,
     table: Table,
     chain: &str,
     [first, last]: [&[&Change]; 2],
-) -> Vec<Place<'a>> {
-    let leads = found.owned(table).leads.iter();
-    let mut leads: Vec<_> = leads.filter(|lead| lead.chain == chain).collect();
-    let known = leads.iter().map(|lead| lead.position as usize).max();
-    let mut places = vec![Some(Place::Stays); known.unwrap_or(0)];
-    let goes = [(first, None), (last, Some(Place::Goes))];
+) -> Vec<Slot<'a>> {
+    let jumps = found.owned(table).jumps.iter();
+    let mut jumps: Vec<_> = jumps.filter(|lead| lead.chain == chain).collect();
+    let known = jumps.iter().map(|lead| lead.position as usize).max();
+    let mut slots = vec![Some(Slot::Stays); known.unwrap_or(0)];
+    let goes = [(first, None), (last, Some(Slot::Goes))];
     for (deletes, becomes) in goes {
         for delete in deletes
             .iter()
             .filter(|delete| (delete.table, &*delete.chain) == (table, chain))
         {
-            let gone = leads
+            let gone = jumps
                 .iter()
                 .position(|lead| Some(&lead.rule) == delete.action.rule());
             if let Some(gone) = gone {
-                places[leads.remove(gone).position as usize - 1] = becomes;
+                slots[jumps.remove(gone).position as usize - 1] = becomes;
             }
         }
     }
-    places.into_iter().flatten().collect()
+    slots.into_iter().flatten().collect()
 }
 
 /// The same steps in a chain that is not ours, so that each names a place that
 /// was there before.
 fn from_below<'a>(
     steps: impl Iterator<Item = &'a Action>,
-    mut places: Vec<Place<'a>>,
+    mut slots: Vec<Slot<'a>>,
 ) -> Vec<Action> {
     let mut others = Vec::new();
     for step in steps {
         match step {
-            Action::Insert(at, rule) => take_place(&mut places, *at as usize - 1, rule),
+            Action::Insert(at, rule) => take_slot(&mut slots, *at as usize - 1, rule),
             other => others.push(other.clone()),
         }
     }
-    others.extend(upwards(&places));
+    others.extend(upwards(&slots));
     others
 }
 
 /// Puts a rule above the one that is at that index, without those that go.
-fn take_place<'a>(places: &mut Vec<Place<'a>>, index: usize, rule: &'a SavedRule) {
-    let stays = |place: &&Place| **place != Place::Goes;
-    let missing = (index + 1).saturating_sub(places.iter().filter(stays).count());
-    places.extend(iter::repeat_n(Place::Stays, missing));
-    let mut left = places.iter().enumerate().filter(|(_, place)| stays(place));
+fn take_slot<'a>(slots: &mut Vec<Slot<'a>>, index: usize, rule: &'a SavedRule) {
+    let stays = |place: &&Slot| **place != Slot::Goes;
+    let missing = (index + 1).saturating_sub(slots.iter().filter(stays).count());
+    slots.extend(iter::repeat_n(Slot::Stays, missing));
+    let mut left = slots.iter().enumerate().filter(|(_, place)| stays(place));
     if let Some((at, _)) = left.nth(index) {
-        places.insert(at, Place::Comes(rule));
+        slots.insert(at, Slot::Comes(rule));
     }
 }
 
 /// Each rule that comes by the place of the next that was there. At the top of
 /// the chain each goes above the last, elsewhere each just above that next one.
-fn upwards(places: &[Place]) -> Vec<Action> {
-    let was_there = |place: &Place| !matches!(place, Place::Comes(_));
-    let groups: Vec<_> = places.split(was_there).collect();
+fn upwards(slots: &[Slot]) -> Vec<Action> {
+    let was_there = |place: &Slot| !matches!(place, Slot::Comes(_));
+    let groups: Vec<_> = slots.split(was_there).collect();
     let mut steps = Vec::new();
     for (above, group) in groups.into_iter().enumerate().rev() {
         let place = u32::try_from(above + 1).unwrap_or(u32::MAX);
         let coming = group.iter().filter_map(|coming| match coming {
-            Place::Comes(rule) => Some(Action::Insert(place, (*rule).clone())),
+            Slot::Comes(rule) => Some(Action::Insert(place, (*rule).clone())),
             _ => None,
         });
         match above {

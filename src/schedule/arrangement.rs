@@ -135,20 +135,20 @@ pub fn flat_in_turn(backends: &[Backend]) -> Arranged {
     let Some(pieces) = turns::nth(&weights, turns::EFFORT) else {
         return Arranged::TooManyRules;
     };
-    let mut draft = Draft::new();
+    let mut builder = TreeBuilder::new();
     for piece in pieces {
-        draft.add(MAIN, piece.takes, To::Backend(piece.part));
+        builder.add(MAIN, piece.takes, To::Backend(piece.part));
     }
-    draft.in_turn(backends)
+    builder.in_turn(backends)
 }
 
 /// One chain, by chance.
 #[must_use]
 pub fn flat_by_chance(backends: &[Backend]) -> Arranged {
-    let mut draft = Draft::new();
+    let mut builder = TreeBuilder::new();
     let listed = with_weight(backends);
-    draft.share_out(MAIN, &listed, backends, Pool::all(sum(&listed, backends)));
-    draft.by_chance()
+    builder.share_out(MAIN, &listed, backends, Pool::all(sum(&listed, backends)));
+    builder.by_chance()
 }
 
 /// A tree of chains, in turn.
@@ -163,10 +163,10 @@ pub fn tree_in_turn(backends: &[Backend]) -> Arranged {
         .rev()
         .map(|(weight, members)| Class { weight, members })
         .collect();
-    let mut draft = Draft::new();
+    let mut builder = TreeBuilder::new();
     let effort = turns::EFFORT / classes.len().max(1);
-    match draft.deal_classes(MAIN, classes, effort) {
-        Some(()) => draft.in_turn(backends),
+    match builder.deal_classes(MAIN, classes, effort) {
+        Some(()) => builder.in_turn(backends),
         None => Arranged::TooManyRules,
     }
 }
@@ -181,10 +181,10 @@ pub fn tree_by_chance(backends: &[Backend]) -> Arranged {
             backends[*at].hash,
         )
     });
-    let mut draft = Draft::new();
+    let mut builder = TreeBuilder::new();
     let pool = Pool::all(sum(&places, backends));
-    draft.branch_out(MAIN, places, backends, pool, 0);
-    draft.by_chance()
+    builder.branch_out(MAIN, places, backends, pool, 0);
+    builder.by_chance()
 }
 
 fn with_weight(backends: &[Backend]) -> Vec<usize> {
@@ -226,7 +226,7 @@ impl Arrangement {
     fn follow(&self, mut see: impl FnMut(&Branch, Share, Share)) {
         let mut reaching = vec![Share::NONE; self.chains.len()];
         reaching[MAIN] = Share::ALL;
-        // A chain is always made after the first that leads to it.
+        // A chain is always made after the first that jumps to it.
         for at in 0..self.chains.len() {
             let mut left = reaching[at];
             for branch in &self.chains[at].branches {
@@ -261,7 +261,7 @@ impl Class {
 const MAIN: usize = 0;
 
 /// An arrangement in the making.
-struct Draft {
+struct TreeBuilder {
     chains: Vec<Node>,
     /// Who has lost his share to rounding.
     lost: Option<usize>,
@@ -351,7 +351,7 @@ fn divide(count: usize, primes: &[usize], divisors: &mut Vec<usize>) {
     }
 }
 
-impl Draft {
+impl TreeBuilder {
     fn new() -> Self {
         let main = Node {
             id: String::new(),
@@ -464,7 +464,7 @@ impl Draft {
             let group = std::mem::take(&mut groups[piece.part]);
             let to = match places[piece.part] {
                 Some(to) => to,
-                // Nobody else leads there: it goes on right here.
+                // Nobody else jumps there: it goes on right here.
                 None if at == last => return self.deal_classes(chain, group, effort),
                 None => self.dealt_classes(group, effort)?,
             };

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Result, bail};
-use iptables_balance::effects::Tracked;
-use iptables_balance::host::{Host, Lock, Look, Reading, Scope, Variant};
+use iptables_balance::effects::ConntrackEntry;
+use iptables_balance::host::{Host, Lock, PendingRead, Query, Scope, Variant};
 use iptables_balance::netfilter::Family;
 use iptables_balance::netfilter::ruleset::Ruleset;
 use iptables_balance::preflight::{Facts, Questions};
@@ -37,7 +37,7 @@ pub struct Fake {
     /// The families that are forwarded.
     pub forwarding: Mutex<BTreeSet<Family>>,
     pub files: Mutex<BTreeMap<PathBuf, Vec<u8>>>,
-    pub connections: Mutex<Vec<(Family, Tracked)>>,
+    pub connections: Mutex<Vec<(Family, ConntrackEntry)>>,
     /// What fails or lies: `forwarding`, `store`, `connections` or `end`.
     pub broken: Option<(&'static str, Broken)>,
 }
@@ -102,7 +102,7 @@ impl Host for Fake {
     }
 
     /// The dump is of the moment at which the reading begins.
-    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Box<dyn Reading + 'a> {
+    fn begin_read<'a>(&'a self, family: Family, look: Query<'a>) -> Box<dyn PendingRead + 'a> {
         let dump = self.model(family).lock().unwrap().save();
         let plain = |line: &str| {
             line.split_once("] ")
@@ -211,7 +211,7 @@ impl Host for Fake {
     fn connections(
         &self,
         family: Family,
-        wanted: &dyn Fn(&Tracked) -> bool,
+        wanted: &dyn Fn(&ConntrackEntry) -> bool,
     ) -> Result<Vec<Vec<u8>>> {
         self.works("connections")?;
         let connections = self.connections.lock().unwrap();
@@ -240,7 +240,7 @@ impl Host for Fake {
 /// What was read already.
 pub struct Ready(pub Result<Ruleset>);
 
-impl Reading for Ready {
+impl PendingRead for Ready {
     fn is_ready(&self) -> bool {
         true
     }

@@ -3,15 +3,15 @@
 //! and on some thousand variations of them.
 
 use iptables_balance::converge::converge;
-use iptables_balance::converge::outcome::{Outcome, Run};
-use iptables_balance::converge::prefetch::Glance;
+use iptables_balance::converge::outcome::{Outcome, RunMode};
+use iptables_balance::converge::prefetch::Prefetch;
 use iptables_balance::frontend::cfengine;
 use iptables_balance::netfilter::Family;
 use iptables_balance::netfilter::rule::Rule;
 use iptables_balance::netfilter::ruleset::Ruleset;
 use iptables_balance::plan::Plan;
 use iptables_balance::report::Report;
-use iptables_balance::request::{Draft, Name, Request, json};
+use iptables_balance::request::{Name, Request, UncheckedRequest, json};
 use iptables_balance::{diff, restore};
 use serde_json::Value;
 
@@ -19,8 +19,8 @@ use crate::fake::Fake;
 use crate::model::Model;
 
 fn apply(host: &Fake, request: &Request) -> Outcome {
-    let glance = || Some(Glance::begin(host, &request.name).finish());
-    converge(host, request, Run::Apply, glance, |_| ()).unwrap()
+    let glance = || Some(Prefetch::begin(host, &request.name).finish());
+    converge(host, request, RunMode::Apply, glance, |_| ()).unwrap()
 }
 
 /// A request is refused in one line that names something, or its rules are the
@@ -29,7 +29,7 @@ pub fn request(input: &[u8]) {
     let Ok(Value::Object(object)) = json::parse(input) else {
         return;
     };
-    match Draft::from_json(object) {
+    match UncheckedRequest::from_json(object) {
         Err(error) => {
             let text = error.to_string();
             assert!(
@@ -88,7 +88,7 @@ pub fn dump(input: &[u8]) {
     };
     for (table, owned) in &read.tables {
         let rules = owned.chains.values().flat_map(|chain| &chain.rules);
-        for rule in rules.chain(owned.leads.iter().map(|lead| &lead.rule)) {
+        for rule in rules.chain(owned.jumps.iter().map(|lead| &lead.rule)) {
             if let Some(meaning) = &rule.meaning {
                 assert_eq!(
                     Rule::parse(*table, &meaning.to_string()).as_ref(),
@@ -158,7 +158,7 @@ pub fn host(input: &[u8]) {
     let host = Fake::new(ipv4, ipv6);
     let before = host.dump();
     let others = foreign(&before);
-    let Ok(foretold) = converge(&host, &request, Run::Check, || None, |_| ()) else {
+    let Ok(foretold) = converge(&host, &request, RunMode::Check, || None, |_| ()) else {
         return;
     };
     assert_eq!(foreign(&host.dump()), others);

@@ -7,10 +7,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use iptables_balance::converge::converge;
-use iptables_balance::converge::outcome::Run;
+use iptables_balance::converge::outcome::RunMode;
 use iptables_balance::diff;
-use iptables_balance::effects::Tracked;
-use iptables_balance::host::{Host, Lock, Look, Reading, Variant};
+use iptables_balance::effects::ConntrackEntry;
+use iptables_balance::host::{Host, Lock, PendingRead, Query, Variant};
 use iptables_balance::netfilter::Family;
 use iptables_balance::netfilter::ruleset::Ruleset;
 use iptables_balance::plan::Plan;
@@ -39,7 +39,7 @@ impl Host for Recorded {
         Ok(Lock::none())
     }
 
-    fn begin_read<'a>(&'a self, family: Family, look: Look<'a>) -> Box<dyn Reading + 'a> {
+    fn begin_read<'a>(&'a self, family: Family, look: Query<'a>) -> Box<dyn PendingRead + 'a> {
         assert_eq!(family, Family::Ipv4);
         let ruleset = Ruleset::read(self.0.as_slice(), look.name);
         Box::new(Ready(ruleset.map_err(Into::into)))
@@ -77,7 +77,11 @@ impl Host for Recorded {
         unreachable!("a check writes nothing")
     }
 
-    fn connections(&self, _: Family, _: &dyn Fn(&Tracked) -> bool) -> anyhow::Result<Vec<Vec<u8>>> {
+    fn connections(
+        &self,
+        _: Family,
+        _: &dyn Fn(&ConntrackEntry) -> bool,
+    ) -> anyhow::Result<Vec<Vec<u8>>> {
         Ok(Vec::new())
     }
 
@@ -108,12 +112,12 @@ fn recorded_cases() {
             &String::from_utf8(restore).unwrap(),
         );
 
-        let outcome = converge(&Recorded(dump), &request, Run::Check, || None, |_| ()).unwrap();
+        let outcome = converge(&Recorded(dump), &request, RunMode::Check, || None, |_| ()).unwrap();
         let reply = serde_json::to_string_pretty(&Report::new(
             &request,
             outcome,
             Beforehand::default(),
-            Run::Check,
+            RunMode::Check,
             true,
         ))
         .unwrap()

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use iptables_balance::converge::converge;
-use iptables_balance::converge::outcome::{Outcome, Run};
-use iptables_balance::converge::prefetch::Glance;
+use iptables_balance::converge::outcome::{Outcome, RunMode};
+use iptables_balance::converge::prefetch::Prefetch;
 use iptables_balance::diff::change::Kind;
 use iptables_balance::netfilter::shares;
 use iptables_balance::netfilter::statistic::Share;
@@ -21,9 +21,9 @@ fn request(value: &Value) -> Request {
     Request::from_json(value.as_object().unwrap().clone()).unwrap()
 }
 
-fn run(host: &Fake, value: &Value, run: Run) -> Outcome {
+fn run(host: &Fake, value: &Value, run: RunMode) -> Outcome {
     let request = request(value);
-    let glance = || Some(Glance::begin(host, &request.name).finish());
+    let glance = || Some(Prefetch::begin(host, &request.name).finish());
     converge(host, &request, run, glance, |_| ()).unwrap()
 }
 
@@ -214,18 +214,18 @@ proptest! {
         let host = Fake::new(cluttered(false, &clutter), cluttered(true, &clutter));
         let kept = [("/a", Family::Ipv4), ("/b", Family::Ipv6)].map(|(path, family)| (path, host.model(family).lock().unwrap().save()));
         host.files.lock().unwrap().extend(kept.clone().map(|(path, text)| (path.into(), text.into_bytes())));
-        prop_assert_eq!(run(&host, &first, Run::Apply).failure, None);
+        prop_assert_eq!(run(&host, &first, RunMode::Apply).failure, None);
         let others = foreign(&host.dump());
 
-        let foretold = run(&host, &second, Run::Check);
-        let done = run(&host, &second, Run::Apply);
+        let foretold = run(&host, &second, RunMode::Check);
+        let done = run(&host, &second, RunMode::Apply);
         prop_assert_eq!(done.failure, None);
         prop_assert_eq!(&foretold.steps.changes, &done.steps.changes);
         prop_assert_eq!(&foretold.steps.effects, &done.steps.effects);
         prop_assert_eq!(&foreign(&host.dump()), &others);
 
         let restores = *host.restores.lock().unwrap();
-        let again = run(&host, &second, Run::Apply);
+        let again = run(&host, &second, RunMode::Apply);
         prop_assert!(again.steps.is_empty(), "{:?}", again.steps);
         prop_assert_eq!(*host.restores.lock().unwrap(), restores);
 
@@ -243,9 +243,9 @@ proptest! {
         }
 
         // What was foretold is what is found.
-        let texts = |state: &iptables_balance::converge::outcome::State| {
+        let texts = |state: &iptables_balance::converge::outcome::HostState| {
             let owned = state.rules.values().flat_map(|ruleset| ruleset.tables.values());
-            owned.map(|owned| (owned.chains.clone(), owned.leads.iter().map(|lead| lead.rule.shown()).collect::<Vec<_>>())).map(|(chains, leads)| {
+            owned.map(|owned| (owned.chains.clone(), owned.jumps.iter().map(|lead| lead.rule.shown()).collect::<Vec<_>>())).map(|(chains, leads)| {
                 let chains: Vec<_> = chains.into_iter().map(|(name, chain)| (name, chain.rules.iter().filter_map(|rule| rule.meaning.clone()).collect::<Vec<_>>())).collect();
                 (chains, leads.len())
             }).collect::<Vec<_>>()
@@ -264,7 +264,7 @@ proptest! {
         first["in_interface"] = Value::Null;
         let quiet: Vec<_> = clutter.into_iter().filter(|line| line.starts_with("-A W") || line.ends_with("-j W")).collect();
         let host = Fake::new(cluttered(false, &quiet), cluttered(true, &quiet));
-        prop_assert_eq!(run(&host, &first, Run::Apply).failure, None);
+        prop_assert_eq!(run(&host, &first, RunMode::Apply).failure, None);
         for family in Family::BOTH {
             if first["backends"].as_array().unwrap().iter().any(|backend| backend["address"].as_str().unwrap().contains(':') == (family == Family::Ipv6)) {
                 assert_exact(&host, &first, family);
@@ -283,7 +283,7 @@ proptest! {
                             ])),
                             forwarding_off in any::<bool>()) {
         let mut host = Fake::new(cluttered(false, &clutter), cluttered(true, &clutter));
-        run(&host, &first, Run::Apply);
+        run(&host, &first, RunMode::Apply);
         for family in Family::BOTH {
             let connection = Connection { protocol: "tcp", port: 80 };
             (0..7).for_each(|_| drop(host.model(family).lock().unwrap().connect(connection)));
@@ -298,7 +298,7 @@ proptest! {
             None => host.faults = vec![(at, fault)],
             Some(_) => host.broken = broken,
         }
-        let outcome = run(&host, &second, Run::Apply);
+        let outcome = run(&host, &second, RunMode::Apply);
         if let Some(failure) = outcome.failure {
             prop_assert!(failure.ends_with("; the host is as before"), "{failure}");
             prop_assert_eq!(host.dump(), before);
@@ -308,7 +308,7 @@ proptest! {
         } else {
             host.faults.clear();
             host.broken = None;
-            prop_assert_eq!(run(&host, &second, Run::Apply).steps.changes, vec![]);
+            prop_assert_eq!(run(&host, &second, RunMode::Apply).steps.changes, vec![]);
         }
     }
 }
@@ -318,7 +318,7 @@ fn where_undoing_fails_too_it_says_what_is_left() {
     let both = |last: u8| json!({"name": "W", "destination_port": 80, "backends": [format!("10.9.0.{last}"), format!("fd09::{last}")]});
     let mut host = Fake::new(Model::new(false), Model::new(true));
     host.faults = vec![(1, Fault::Refuse), (2, Fault::Refuse)];
-    let outcome = run(&host, &both(1), Run::Apply);
+    let outcome = run(&host, &both(1), RunMode::Apply);
     assert_eq!(
         outcome.failure.unwrap(),
         "refused; undoing it failed too (refused), which leaves this to be done: ipv4 nat delete_rule PREROUTING `-p tcp -m tcp --dport 80 -j W`, ipv4 nat delete_chain W"
@@ -335,10 +335,10 @@ fn what_happened_since_the_first_glance_is_seen() {
     let value = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
     let host = Fake::new(Model::new(false), Model::new(true));
     let wanted = request(&value);
-    let glance = Glance::begin(&host, &wanted.name).finish();
-    assert_eq!(run(&host, &value, Run::Apply).failure, None);
+    let glance = Prefetch::begin(&host, &wanted.name).finish();
+    assert_eq!(run(&host, &value, RunMode::Apply).failure, None);
     let after = host.dump();
-    let late = converge(&host, &wanted, Run::Apply, || Some(glance), |_| ()).unwrap();
+    let late = converge(&host, &wanted, RunMode::Apply, || Some(glance), |_| ()).unwrap();
     assert_eq!(late.failure, None);
     assert!(late.steps.is_empty(), "{:?}", late.steps);
     assert_eq!(host.dump(), after);
@@ -352,11 +352,11 @@ fn what_others_spoil_meanwhile_is_mended_a_few_times() {
     let spoiled = |times: usize| {
         let mut host = Fake::new(Model::new(false), Model::new(true));
         host.faults = (0..times).map(|at| (at, Fault::Spoil)).collect();
-        (run(&host, &request, Run::Apply), host)
+        (run(&host, &request, RunMode::Apply), host)
     };
     let (mended, host) = spoiled(1);
     assert_eq!(mended.failure, None);
-    assert!(run(&host, &request, Run::Apply).steps.is_empty());
+    assert!(run(&host, &request, RunMode::Apply).steps.is_empty());
     // All of that is told: the rule went in twice, since somebody took it out.
     let kinds: Vec<_> = mended
         .steps
@@ -398,13 +398,13 @@ fn what_is_right_is_not_touched() {
         .unwrap();
     let host = Fake::new(model.clone(), Model::new(true));
     let two = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1,10.9.0.2"});
-    assert_eq!(run(&host, &two, Run::Apply).steps.changes, []);
+    assert_eq!(run(&host, &two, RunMode::Apply).steps.changes, []);
     assert_eq!(*host.ipv4.lock().unwrap(), model);
 
     // A third server: the other two rules stay as they are, or keep their counters.
     let three =
         json!({"name": "W", "destination_port": 80, "backends": "10.9.0.3,10.9.0.1,10.9.0.2"});
-    let changes = run(&host, &three, Run::Apply).steps.changes;
+    let changes = run(&host, &three, RunMode::Apply).steps.changes;
     assert_eq!(changes.len(), 1, "{changes:?}");
     let dump = host.dump();
     assert!(
@@ -414,7 +414,7 @@ fn what_is_right_is_not_touched() {
     );
 
     let weights = json!({"name": "W", "destination_port": 80, "mode": "random", "backends": "10.9.0.3,10.9.0.1,10.9.0.2"});
-    run(&host, &weights, Run::Apply);
+    run(&host, &weights, RunMode::Apply);
     let dump = host.dump();
     assert!(
         dump.contains("[7:420] -A W -p tcp -m statistic --mode random --probability 0.5"),

@@ -222,7 +222,7 @@ fn choices(schema: &Value, property: &Value) -> Vec<(String, String)> {
 }
 
 fn backend_attributes(schema: &Value) -> Vec<Attribute> {
-    let mut inner = schema["$defs"]["BackendWire"].clone();
+    let mut inner = schema["$defs"]["Backend"].clone();
     inner["$defs"] = schema["$defs"].clone();
     attributes(&inner, &["address", "port", "weight"])
 }

@@ -80,11 +80,11 @@ impl Rule {
     /// The first word that we do not know, or that makes no sense in its place.
     pub fn parse(table: Table, text: &str) -> Result<Self, Unreadable> {
         let mut words = words(text);
-        let mut draft = Draft::default();
+        let mut builder = RuleBuilder::default();
         while let Some(option) = words.next() {
-            draft.read(table, &option, &mut words)?;
+            builder.read(table, &option, &mut words)?;
         }
-        draft.finish()
+        builder.finish()
     }
 }
 
@@ -102,7 +102,7 @@ impl Words<'_> {
 
 /// What has been read of a rule.
 #[derive(Default)]
-struct Draft {
+struct RuleBuilder {
     protocol: Option<Protocol>,
     matches: Option<Box<Matches>>,
     mode: Option<Mode>,
@@ -127,7 +127,7 @@ enum Mode {
     Random,
 }
 
-impl Draft {
+impl RuleBuilder {
     fn read(
         &mut self,
         table: Table,

@@ -150,7 +150,7 @@ fn resolved(attributes: &Value) -> Result<Vec<(String, u32)>, String> {
     let mut request = json!({"name": "W", "destination_port": 80});
     let object = request.as_object_mut().unwrap();
     object.extend(attributes.as_object().unwrap().clone());
-    let draft = Draft::from_json(object.clone()).map_err(|error| error.to_string())?;
+    let draft = UncheckedRequest::from_json(object.clone()).map_err(|error| error.to_string())?;
     draft.check().map_err(|error| error.to_string())?;
     let request = draft.resolve(&lookup).map_err(|error| error.to_string())?;
     let pools = &request.balancer().unwrap().pools;

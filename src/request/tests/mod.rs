@@ -24,10 +24,10 @@ fn with(attributes: Value) -> Result<Request, BadRequest> {
 fn balancer(attributes: Value) -> Balancer {
     match with(attributes)
         .unwrap_or_else(|error| panic!("{error}"))
-        .wanted
+        .desired
     {
-        Wanted::Present(balancer) => balancer,
-        Wanted::Absent => panic!("absent"),
+        Desired::Present(balancer) => balancer,
+        Desired::Absent => panic!("absent"),
     }
 }
 
@@ -138,14 +138,14 @@ fn absent_needs_the_name_alone_but_what_is_given_is_checked() {
     assert_eq!(
         parse(json!({"name": "W", "state": "absent"}))
             .unwrap()
-            .wanted,
-        Wanted::Absent
+            .desired,
+        Desired::Absent
     );
     assert_eq!(
         with(json!({"state": "absent", "masquerade": true}))
             .unwrap()
-            .wanted,
-        Wanted::Absent
+            .desired,
+        Desired::Absent
     );
     assert!(message(json!({"state": "absent", "mode": "fair"})).starts_with("mode: `fair`"));
 }
@@ -359,7 +359,7 @@ fn no_string_of_a_request_becomes_a_rule_an_option_or_a_line() {
         "*nat",
         "#",
     ];
-    for attribute in super::names_of::<Wire>() {
+    for attribute in super::names_of::<RequestAttributes>() {
         for value in hostile {
             assert!(
                 with(json!({attribute.as_str(): value})).is_err(),
@@ -385,7 +385,7 @@ fn no_string_of_a_request_becomes_a_rule_an_option_or_a_line() {
 
 #[test]
 fn the_attributes_are_those_of_the_contract() {
-    let mut names = super::names_of::<Wire>();
+    let mut names = super::names_of::<RequestAttributes>();
     names.sort_unstable();
     let contract = "backends chain destination destination_port disconnect forward in_interface ip_forward jump layout \
          local_traffic masquerade mode name out_interface persist protocol snat_address source state variant wait when_empty";
