@@ -1,12 +1,11 @@
 //! The outcome of a run in the terms of the contract. Ansible and plain JSON
-//! send it as it is, and parts of it may be in the words of JSON in advance; the
-//! other front ends word it themselves.
+//! send it as it is; the other frontends word it themselves.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::OnceLock;
 
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
@@ -14,129 +13,105 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use crate::converge::outcome::{HostState, Outcome, RunMode, Steps};
 use crate::diff::change::{Change, Kind};
-use crate::effects::{Effect, File, setting};
-use crate::host::Variant;
+use crate::effects::{Effect, SavedFile};
+use crate::host::forwarding_sysctl;
 use crate::netfilter::ruleset::{Chain, OwnedTable, SavedRule};
 use crate::netfilter::shares::shares_of_chain;
 use crate::netfilter::statistic::Share;
-use crate::netfilter::{Family, Table};
-use crate::request::{
-    Backend, Balancer, Desired, DesiredState, Name, Pool, Request, UncheckedRequest,
-};
+use crate::netfilter::{Family, Table, Variant};
+use crate::request::{Balancer, Desired, DesiredState, Name, Pool, Request};
 
-/// What a run found and did.
+/// The result of a run.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 #[schemars(title = "iptables_balance result")]
 pub struct Report {
-    /// Whether something was changed, or would be in check mode.
+    /// True if something was changed, or would be in check mode.
     pub changed: bool,
-    /// Whether what was asked for is not there.
+    /// True if the desired state was not reached.
     pub failed: bool,
-    /// What happened, in one sentence.
+    /// The outcome in one sentence.
     pub msg: String,
-    /// What the user should know besides.
+    /// Warnings: things that work, but may not be what you want.
     pub warnings: Vec<String>,
-    /// The balancer.
+    /// The name of the balancer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The state that was asked for.
+    /// The state that was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<DesiredState>,
-    /// Which iptables was worked on.
+    /// The iptables variant that was used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub variant: Option<Variant>,
-    /// Its version, such as `1.8.9`; left out where its dump names none.
+    /// The version of iptables, such as `1.8.9`. Left out where its dump names none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iptables_version: Option<String>,
-    /// What was changed, or would be, in order.
+    /// The changes that were made, or would be made in check mode, in order.
     #[schemars(with = "Vec<ReportedChange<'_>>")]
-    pub changes: Worded<Steps>,
-    /// What each backend gets by the rules as they stand then.
+    pub changes: Prewritten<Steps>,
+    /// The share of each backend, computed from the rules as they are after the run.
     #[schemars(with = "Vec<ReportedShare>")]
-    pub distribution: Worded<Vec<ReportedShare>>,
-    /// What the balancer owned before and owns then, when it was asked for.
+    pub distribution: Prewritten<Vec<ReportedShare>>,
+    /// The rules and settings of the balancer before and after, if a diff was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diff: Option<Diff>,
-    /// What it was made from. To take that apart is a tenth of a run with
-    /// thousands of backends, and a waste right before the program ends.
+    /// The source of the report. It lives as long as the report, see
+    /// `frontend::invocation::send`.
     #[serde(skip)]
-    leftovers: Leftovers,
+    source: Option<(Request, Outcome)>,
 }
 
-/// What is of no use once a report is made.
-#[derive(Debug, Default)]
-struct Leftovers {
-    _outcome: Option<Outcome>,
-    asked: Option<(UncheckedRequest, Request)>,
-}
-
-/// One step. What does not apply to it is left out.
+/// One change. Keys that do not apply to it are left out.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct ReportedChange<'a> {
-    /// Whose rules, forwarding or connections; left out for a file that is no family's.
+    /// The family of the rules, the sysctl or the connections. Left out for a file that belongs to no family.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub family: Option<Family>,
-    /// In which table.
+    /// The table of the rule or chain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub table: Option<Table>,
-    /// What was done.
+    /// The kind of change.
     pub action: Kind,
-    /// To which chain.
+    /// The chain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chain: Option<&'a str>,
-    /// The rule that is there after the step, or that is gone after it, as `iptables-save` spells it.
-    /// With `set_sysctl` the setting and its value, with `write_file` the path, with `delete_connections`
-    /// what they have in common, as `conntrack` spells it.
+    /// The rule that was added or deleted, as `iptables-save` spells it.
+    /// With `set_sysctl` the setting and its new value, with `write_file` the path, with `delete_connections`
+    /// a filter in the spelling of `conntrack`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<Cow<'a, str>>,
-    /// The rule whose place was taken, or the setting as it was.
+    /// The rule that was replaced, or the setting and its former value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub before: Option<Cow<'a, str>>,
 }
 
-/// What a backend gets.
+/// The share of one backend.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct ReportedShare {
-    /// The family whose connections it shares in.
+    /// The family of its connections.
     pub family: Family,
     /// Its address.
     pub address: std::net::IpAddr,
-    /// Its port; left out where connections keep the one they came in on.
+    /// Its port. Left out where connections keep the port that they were addressed to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// Its weight as asked for.
+    /// Its weight as requested.
     pub weight: u32,
-    /// Its share of its family's new connections, 0 to 1: the double nearest to the exact one.
+    /// Its share of its family's new connections, 0 to 1: the double nearest to the exact share.
     pub share: f64,
 }
 
-/// A part of the result, perhaps in JSON already: with thousands of backends that
-/// takes a while, in which others can work.
+/// A part of the report that may be JSON already.
+///
+/// With thousands of backends writing JSON takes a tenth of a run. It is done
+/// while iptables works, where that is possible (`benches/program.py`).
 #[derive(Clone, Debug, Default)]
-pub struct Worded<T> {
-    /// What it is.
+pub struct Prewritten<T> {
+    /// The part itself.
     pub value: T,
     json: Option<Box<RawValue>>,
 }
 
-impl<T: Serialize> Worded<T> {
-    /// Words it now.
-    #[must_use]
-    pub fn now(value: T) -> Self {
-        Self {
-            json: to_raw_value(&value).ok(),
-            value,
-        }
-    }
-}
-
-impl<T> From<T> for Worded<T> {
-    fn from(value: T) -> Self {
-        Self { value, json: None }
-    }
-}
-
-impl<T: Serialize> Serialize for Worded<T> {
+impl<T: Serialize> Serialize for Prewritten<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match &self.json {
             Some(json) => json.serialize(serializer),
@@ -145,32 +120,27 @@ impl<T: Serialize> Serialize for Worded<T> {
     }
 }
 
-/// What is worded before the outcome is known, by whoever has the time.
+/// The JSON of planned shares and steps, written before the outcome is known.
 #[derive(Debug, Default)]
-pub struct Beforehand {
-    shares: OnceLock<Worded<Vec<ReportedShare>>>,
-    steps: OnceLock<Option<Box<RawValue>>>,
+pub struct Prewriter {
+    shares: OnceCell<(Vec<ReportedShare>, Option<Box<RawValue>>)>,
+    steps: OnceCell<Option<Box<RawValue>>>,
 }
 
-impl Beforehand {
-    /// Words what each backend is to get, if that is not yet done.
-    pub fn word_shares(&self, request: &Request) {
-        self.shares
-            .get_or_init(|| Worded::now(planned_shares(request)));
+impl Prewriter {
+    /// Writes the shares that the plan gives, once.
+    pub fn write_shares(&self, request: &Request) {
+        self.shares.get_or_init(|| {
+            let shares = planned_shares(request);
+            let json = to_raw_value(&shares).ok();
+            (shares, json)
+        });
     }
 
-    /// Words the steps that are to be carried out. Which connections are ended
-    /// is only known afterwards.
-    pub fn word_steps(&self, steps: &Steps) {
-        if !ends_connections(steps) {
-            self.steps.get_or_init(|| to_raw_value(steps).ok());
-        }
+    /// Writes the steps that are about to be applied, once.
+    pub fn write_steps(&self, steps: &Steps) {
+        self.steps.get_or_init(|| to_raw_value(steps).ok());
     }
-}
-
-fn ends_connections(steps: &Steps) -> bool {
-    let mut effects = steps.effects.iter();
-    effects.any(|effect| matches!(effect, Effect::Disconnect(_)))
 }
 
 impl Serialize for Steps {
@@ -180,29 +150,28 @@ impl Serialize for Steps {
 }
 
 impl Steps {
-    /// One by one.
+    /// The steps in the terms of the contract.
     pub fn reported(&self) -> impl Iterator<Item = ReportedChange<'_>> {
         let changes = self.changes.iter().map(ReportedChange::from);
         changes.chain(self.effects.iter().map(ReportedChange::from))
     }
 }
 
-/// What each backend gets if all is as planned, in the order asked for.
+/// The shares that the plan gives, in the order of the request.
 fn planned_shares(request: &Request) -> Vec<ReportedShare> {
     shares(request, |pool| pool.arrangement.shares(pool.backends.len()))
 }
 
-/// What is read off the rules that are there.
-fn found_shares(request: &Request, outcome: &Outcome) -> Vec<ReportedShare> {
+/// The shares that the observed rules give.
+fn observed_shares(request: &Request, outcome: &Outcome) -> Vec<ReportedShare> {
     shares(request, |pool| {
         let ruleset = outcome.after.rules.get(&pool.family);
         let owned = ruleset.map(|ruleset| ruleset.owned(Table::Nat));
         let found = owned.map(|owned| shares_of_chain(owned, request.name.as_str()));
         let found = found.unwrap_or_default();
-        let of_backend = |backend: &Backend| found.get(&(backend.address, backend.port)).copied();
         let backends = pool.backends.iter();
         backends
-            .map(|backend| of_backend(backend).unwrap_or(Share::NONE))
+            .map(|backend| found.get(&backend.endpoint).copied().unwrap_or(Share::NONE))
             .collect()
     })
 }
@@ -215,8 +184,8 @@ fn shares(request: &Request, shares: impl Fn(&Pool) -> Vec<Share>) -> Vec<Report
         let of_backend = pool.backends.iter().zip(shares(pool));
         let reported = of_backend.map(|(backend, share)| ReportedShare {
             family: pool.family,
-            address: backend.address,
-            port: backend.port,
+            address: backend.endpoint.address,
+            port: backend.endpoint.port,
             weight: backend.weight,
             share: share.as_f64(),
         });
@@ -236,7 +205,7 @@ pub struct Diff {
 }
 
 impl Report {
-    /// Nothing was done, because of this.
+    /// The report of a run that failed before it was known what to work on.
     #[must_use]
     pub fn failure(reason: impl Into<String>) -> Self {
         Self {
@@ -246,9 +215,9 @@ impl Report {
         }
     }
 
-    /// Nothing was done, because of this, with what was asked about.
+    /// The report of a run that failed before the host was read.
     #[must_use]
-    pub fn unread((name, state): (Name, DesiredState), reason: impl Into<String>) -> Self {
+    pub fn unread(name: &Name, state: DesiredState, reason: impl Into<String>) -> Self {
         Self {
             name: Some(name.as_str().to_owned()),
             state: Some(state),
@@ -256,63 +225,58 @@ impl Report {
         }
     }
 
-    /// What came of the request, with before and after if they are wanted. What
-    /// was worded beforehand counts only where all went as it was to at the first
-    /// attempt.
+    /// The report of an outcome.
     #[must_use]
     pub fn new(
-        request: &Request,
+        request: Request,
         mut outcome: Outcome,
-        beforehand: Beforehand,
-        run: RunMode,
-        diff: bool,
+        prewriter: Prewriter,
+        mode: RunMode,
     ) -> Self {
         let steps = std::mem::take(&mut outcome.steps);
-        let as_foreseen = outcome.failure.is_none();
-        let is_as_worded = as_foreseen && outcome.attempts == 1 && !ends_connections(&steps);
-        let json = beforehand.steps.into_inner().flatten();
+        let name = request.name.as_str().to_owned();
         Self {
             changed: !steps.is_empty(),
             failed: outcome.failure.is_some(),
             msg: match &outcome.failure {
                 Some(failure) => failure.clone(),
-                None => sentence(request, &outcome, steps.len(), run),
+                None => sentence(&request, &outcome, steps.len(), mode),
             },
             warnings: outcome.warnings.clone(),
-            name: Some(request.name.as_str().to_owned()),
             state: Some(request.state()),
             variant: Some(outcome.variant),
             iptables_version: outcome.version().map(str::to_owned),
-            diff: diff.then(|| Diff {
-                before: owned_text(&outcome.before, &steps, Moment::Before),
-                after: owned_text(&outcome.after, &steps, Moment::After),
-                before_header: format!("{} (before)", request.name.as_str()),
-                after_header: format!("{} (after)", request.name.as_str()),
-            }),
-            changes: Worded {
-                json: json.filter(|_| is_as_worded),
+            diff: None,
+            distribution: distribution(&request, &outcome, prewriter.shares),
+            changes: Prewritten {
+                json: prewriter
+                    .steps
+                    .into_inner()
+                    .flatten()
+                    .filter(|_| went_as_planned(&outcome, &steps)),
                 value: steps,
             },
-            distribution: match (as_foreseen, beforehand.shares.into_inner()) {
-                (true, Some(shares)) => shares,
-                (true, None) => planned_shares(request).into(),
-                (false, _) => found_shares(request, &outcome).into(),
-            },
-            leftovers: Leftovers {
-                _outcome: Some(outcome),
-                asked: None,
-            },
+            name: Some(name),
+            source: Some((request, outcome)),
         }
     }
 
-    /// Takes along what was asked, which is of no use any more either.
+    /// Adds the state before and after.
     #[must_use]
-    pub fn with_asked(mut self, draft: UncheckedRequest, request: Request) -> Self {
-        self.leftovers.asked = Some((draft, request));
+    pub fn with_diff(mut self) -> Self {
+        self.diff = self.source.as_ref().map(|(request, outcome)| {
+            let steps = &self.changes.value;
+            Diff {
+                before: owned_text(&outcome.before, steps, Moment::Before),
+                after: owned_text(&outcome.after, steps, Moment::After),
+                before_header: format!("{} (before)", request.name.as_str()),
+                after_header: format!("{} (after)", request.name.as_str()),
+            }
+        });
         self
     }
 
-    /// Writes it as one line of JSON.
+    /// Writes the report as one line of JSON.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -323,6 +287,31 @@ impl Report {
         out.write_all(b"\n")?;
         out.flush()
     }
+}
+
+/// The steps at the first attempt are the steps that were applied. The end of
+/// connections is known only afterwards.
+fn went_as_planned(outcome: &Outcome, steps: &Steps) -> bool {
+    let ends_connections = |effect: &Effect| matches!(effect, Effect::Disconnect(_));
+    outcome.failure.is_none()
+        && outcome.attempts == 1
+        && !steps.effects.iter().any(ends_connections)
+}
+
+/// After success the planned shares are those of the rules, which were verified.
+fn distribution(
+    request: &Request,
+    outcome: &Outcome,
+    prewritten: OnceCell<(Vec<ReportedShare>, Option<Box<RawValue>>)>,
+) -> Prewritten<Vec<ReportedShare>> {
+    if outcome.failure.is_some() {
+        let value = observed_shares(request, outcome);
+        return Prewritten { value, json: None };
+    }
+    let (value, json) = prewritten
+        .into_inner()
+        .unwrap_or_else(|| (planned_shares(request), None));
+    Prewritten { value, json }
 }
 
 impl<'a> From<&'a Change> for ReportedChange<'a> {
@@ -351,16 +340,16 @@ impl<'a> From<&'a Effect> for ReportedChange<'a> {
     }
 }
 
-fn sentence(request: &Request, outcome: &Outcome, changes: usize, run: RunMode) -> String {
+fn sentence(request: &Request, outcome: &Outcome, changes: usize, mode: RunMode) -> String {
     let name = request.name.as_str();
     let counted = match changes {
         0 => String::new(),
         1 => ", with 1 change".to_owned(),
-        more => format!(", with {more} changes"),
+        _ => format!(", with {changes} changes"),
     };
     let mut rulesets = outcome.before.rules.values();
     let existed = rulesets.any(|found| !found.is_empty());
-    match (&request.desired, changes == 0, run) {
+    match (&request.desired, changes == 0, mode) {
         (Desired::Absent, true, _) => format!("there is no balancer `{name}`"),
         (Desired::Absent, false, RunMode::Apply) => {
             format!("removed the balancer `{name}`{counted}")
@@ -399,7 +388,7 @@ fn pool(balancer: &Balancer) -> String {
     }
 }
 
-/// Connections are there before they are ended, and not after.
+/// The side of a diff. Connections exist on the first alone.
 #[derive(Clone, Copy, PartialEq)]
 enum Moment {
     Before,
@@ -423,7 +412,12 @@ fn owned_text(state: &HostState, steps: &Steps, moment: Moment) -> String {
         match effect {
             Effect::Forwarding { family, .. } => {
                 let on = state.settings.forwarding.get(family) == Some(&true);
-                let _ = writeln!(text, "# sysctl\n{} = {}", setting(*family), u8::from(on));
+                let _ = writeln!(
+                    text,
+                    "# sysctl\n{} = {}",
+                    forwarding_sysctl(*family),
+                    u8::from(on)
+                );
             }
             Effect::Write { path, .. } => {
                 if let Some(file) = state.settings.files.get(path) {
@@ -443,7 +437,7 @@ fn owned_text(state: &HostState, steps: &Steps, moment: Moment) -> String {
 }
 
 /// What a file has of ours; of settings it is all.
-fn file_text(path: &Path, file: &File, text: &mut String) {
+fn file_text(path: &Path, file: &SavedFile, text: &mut String) {
     let path = path.display();
     match &file.ruleset {
         Some(ruleset) => {

@@ -1,51 +1,62 @@
-//! A request on this host: what every front end that acts has in common.
+//! One invocation on this host, from request to report.
 
 use anyhow::{Result, anyhow};
 
 use crate::converge::converge;
-use crate::converge::outcome::{RunMode, Steps};
+use crate::converge::outcome::RunMode;
 use crate::converge::prefetch::{PendingPrefetch, Prefetch};
 use crate::host::{System, lookup};
-use crate::report::{Beforehand, Report};
+use crate::report::{Prewriter, Report};
 use crate::request::{BadRequest, DesiredState, UncheckedRequest};
 
-/// Carries out a request, or foretells what that would do; with before and
-/// after, if `diff`.
+/// A request, and the form of the answer.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    /// The request.
+    pub request: UncheckedRequest,
+    /// Apply, or predict.
+    pub mode: RunMode,
+    /// Report the state before and after.
+    pub diff: bool,
+}
+
+/// Runs an invocation: [`on_this_host`], or a stand-in in a test.
+pub type Run<'a> = &'a dyn Fn(&Invocation) -> Report;
+
+/// Runs an invocation on this host.
 #[must_use]
-pub fn on_this_host(draft: UncheckedRequest, run: RunMode, diff: bool) -> Report {
-    let about = (draft.name.clone(), draft.state);
-    match perform(draft, run, diff) {
+pub fn on_this_host(invocation: &Invocation) -> Report {
+    let UncheckedRequest { name, state, .. } = &invocation.request;
+    match try_on_this_host(invocation) {
+        Ok(report) if invocation.diff => report.with_diff(),
         Ok(report) => report,
-        Err(error) if error.is::<BadRequest>() => Report::unread(about, error.to_string()),
-        Err(error) => Report::unread(about, format!("{error:#}; nothing was changed")),
+        Err(error) if error.is::<BadRequest>() => Report::unread(name, *state, error.to_string()),
+        Err(error) => Report::unread(name, *state, format!("{error:#}; nothing was changed")),
     }
 }
 
-/// The host's dump waits in its pipe while it is worked out what there should
-/// be. What is wrong with the request is said before what is wrong with the host.
-fn perform(draft: UncheckedRequest, run: RunMode, diff: bool) -> Result<Report> {
-    let opened = System::open(draft.variant, draft.wait);
-    let host = opened.as_ref().ok();
-    let host_to_read = host.filter(|_| draft.state == DesiredState::Present);
-    let glancing = host_to_read.map(|host| Prefetch::begin(host, &draft.name));
-    let request = draft.resolve(&lookup)?;
-    let host = opened.as_ref().map_err(|error| anyhow!("{error:#}"))?;
-    let told = Beforehand::default();
-    // Worded while the host prints, or else while it takes in what is new.
-    let glance = || {
-        if glancing
-            .as_ref()
-            .is_some_and(|glancing| !glancing.is_ready())
-        {
-            told.word_shares(&request);
+/// The host prints its rules while the request is checked. An error in the
+/// request is reported before an error of the host.
+fn try_on_this_host(invocation: &Invocation) -> Result<Report> {
+    let unchecked = &invocation.request;
+    let host = System::open(unchecked.variant.required(), unchecked.wait);
+    let is_present = unchecked.state == DesiredState::Present;
+    let pending = match &host {
+        Ok(host) if is_present => Some(Prefetch::begin(host, &unchecked.name)),
+        _ => None,
+    };
+    let request = unchecked.resolve(&lookup)?;
+    let host = host.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+    let prewriter = Prewriter::default();
+    let prefetch = || {
+        if pending.as_ref().is_some_and(|pending| !pending.is_ready()) {
+            prewriter.write_shares(&request);
         }
-        glancing.map(PendingPrefetch::finish)
+        pending.map(PendingPrefetch::finish)
     };
-    let meanwhile = |steps: &Steps| {
-        told.word_shares(&request);
-        told.word_steps(steps);
-    };
-    let outcome = converge(host, &request, run, glance, meanwhile)?;
-    let report = Report::new(&request, outcome, told, run, diff);
-    Ok(report.with_asked(draft, request))
+    let outcome = converge(host, &request, invocation.mode, prefetch, &mut |steps| {
+        prewriter.write_shares(&request);
+        prewriter.write_steps(steps);
+    })?;
+    Ok(Report::new(request, outcome, prewriter, invocation.mode))
 }

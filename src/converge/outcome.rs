@@ -1,72 +1,71 @@
-//! What there is, what there is to do, and what came of it.
+//! The state of a host, the steps between two states, and the outcome of a run.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::diff::change::Change;
 use crate::effects::{Effect, HostSettings};
-use crate::host::Variant;
-use crate::netfilter::Family;
 use crate::netfilter::ruleset::Ruleset;
+use crate::netfilter::{Family, Variant};
 
-/// What a balancer owns on a host, and what it needs of it.
+/// The balancer's state on a host.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostState {
-    /// The rules that run, by family.
+    /// The running rules that are owned, by family.
     pub rules: BTreeMap<Family, Arc<Ruleset>>,
-    /// All else.
+    /// Everything that is not a running rule.
     pub settings: HostSettings,
 }
 
-/// Whether changes are made or only foretold.
+/// Apply changes, or only predict them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunMode {
-    /// Made.
+    /// Changes are made.
     Apply,
-    /// Foretold.
+    /// Changes are predicted.
     Check,
 }
 
-/// What there is to do, or was done, in order.
-#[derive(Clone, Debug, Default)]
+/// Steps that are to be applied, or were applied, in order.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Steps {
-    /// To the rules that run.
+    /// Changes of running rules.
     pub changes: Vec<Change>,
-    /// Side effects.
+    /// Side effects, after all changes of rules.
     pub effects: Vec<Effect>,
 }
 
 impl Steps {
-    /// How many there are.
+    /// The number of steps.
     #[must_use]
     pub fn len(&self) -> usize {
         self.changes.len() + self.effects.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there is no step.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// What came of a run that could read the host.
+/// The outcome of a run that could read the host.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Which iptables was worked on.
+    /// The iptables that was used.
     pub variant: Variant,
-    /// What was there.
+    /// The state before the run.
     pub before: HostState,
-    /// What is there now, or in a check what would be.
+    /// The state after the run; in check mode the predicted one.
     pub after: HostState,
-    /// What was changed, or in a check what would be. After a failure that was
-    /// undone there is nothing.
+    /// The steps that were applied; in check mode the predicted ones. None after
+    /// a failure that was rolled back.
     pub steps: Steps,
-    /// What the user should know.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
-    /// Why it failed, and in what state the host is.
+    /// The reason of a failure, and the state in which it left the host.
     pub failure: Option<String>,
-    /// How often it was tried: more than once where others wrote too.
+    /// Attempts at writing: more than one where others wrote too.
     pub attempts: usize,
 }
 

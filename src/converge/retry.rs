@@ -1,32 +1,31 @@
-//! Steps that have to be tried again, since others write at the same time.
+//! Attempts that are repeated because others write at the same time.
 
 use std::collections::BTreeSet;
 use std::mem;
-use std::sync::Arc;
 
-use crate::converge::outcome::{HostState, Steps};
 use crate::netfilter::Family;
-use crate::netfilter::ruleset::Ruleset;
 
-/// Steps to carry out where there is this.
+use super::outcome::{HostState, Steps};
+
+/// Steps, and the state that they start from.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    /// What is to be done.
+    /// The steps to apply.
     pub steps: Steps,
-    /// What is there.
+    /// The observed state before them.
     pub before: HostState,
 }
 
-/// What of the steps of an attempt was carried out.
+/// The part of an attempt that was applied.
 #[derive(Debug, Default)]
-pub struct Done {
-    /// The families that were written.
+pub struct Applied {
+    /// The families whose rules were written.
     pub families: BTreeSet<Family>,
-    /// How many of the effects there were.
+    /// The number of side effects that were applied.
     pub effects: usize,
 }
 
-impl Done {
+impl Applied {
     fn of(&self, mut steps: Steps) -> Steps {
         steps
             .changes
@@ -36,43 +35,47 @@ impl Done {
     }
 }
 
-/// How it went, where others wrote too.
+/// The attempts after the first, and what was applied of each.
 #[derive(Debug, Default)]
 pub struct RetryLog {
     /// The attempts after the first.
     pub further: Vec<Attempt>,
-    /// Of each attempt in turn.
-    pub done: Vec<Done>,
+    /// The part that was applied, of every attempt but the last.
+    pub applied: Vec<Applied>,
 }
 
 impl RetryLog {
-    /// What there was at first and all that was done in the end, with what was
-    /// meant to be done last. And the last attempt, if it is not the first.
+    /// Merges all attempts: the initial state, and every step that was applied
+    /// or is part of the last attempt. Also returns the last attempt, if it is
+    /// not the first.
     #[must_use]
-    pub fn told(self, first: Attempt) -> (Attempt, Option<Attempt>) {
+    pub fn merge(self, first: Attempt) -> (Attempt, Option<Attempt>) {
         let last = self.further.last().cloned();
-        let mut told = first;
+        let mut merged = first;
         let (mut changes, mut effects) = (Vec::new(), Vec::new());
-        for (next, done) in self.further.into_iter().zip(&self.done) {
-            let mut earlier = done.of(mem::replace(&mut told.steps, next.steps));
+        for (next, applied) in self.further.into_iter().zip(&self.applied) {
+            let mut earlier = applied.of(mem::replace(&mut merged.steps, next.steps));
             changes.append(&mut earlier.changes);
             effects.append(&mut earlier.effects);
         }
-        told.steps.changes.splice(..0, changes);
-        told.steps.effects.splice(..0, effects);
-        (told, last)
+        merged.steps.changes.splice(..0, changes);
+        merged.steps.effects.splice(..0, effects);
+        (merged, last)
     }
 }
 
-/// Whether a family has neither what it had nor what it was to get.
+/// Returns true if the rules of one family read like neither state: somebody
+/// else has written.
 #[must_use]
 pub fn somebody_else_wrote(before: &HostState, after: &HostState, now: &HostState) -> bool {
-    let is_odd = |(family, now): (&Family, &Arc<Ruleset>)| {
-        let reads_like = |state: &HostState| {
-            let rules = state.rules.get(family);
-            rules.is_some_and(|rules| rules.reads_like(now))
-        };
-        !reads_like(before) && !reads_like(after)
-    };
-    now.rules.iter().any(is_odd)
+    let is_foreign =
+        |family: &Family| !reads_like(before, now, *family) && !reads_like(after, now, *family);
+    now.rules.keys().any(is_foreign)
+}
+
+/// Returns true if both states have the same rules of the family, at any place.
+#[must_use]
+pub fn reads_like(then: &HostState, now: &HostState, family: Family) -> bool {
+    let rules = then.rules.get(&family).zip(now.rules.get(&family));
+    rules.is_some_and(|(then, now)| then.reads_like(now))
 }

@@ -1,5 +1,11 @@
-//! Ending the connections to servers that are gone, when all else is done and
-//! found right.
+//! The end of connections to removed backends.
+//!
+//! The kernel keeps a connection with its backend, whatever the rules say by
+//! now: a UDP client that keeps sending would stay with a dead backend. Deleting
+//! its conntrack entry makes the next packet a new connection. That cannot be
+//! rolled back, so it is the last step, and it is done after the rules are
+//! changed and verified: nothing can come to a removed backend any more, and the
+//! table is read once.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -7,116 +13,241 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
+use ipnet::IpNet;
 
+use super::Effect;
 use crate::diff::change::Change;
-use crate::effects::{ConntrackEntry, Effect, RemovedBackend, gone};
-use crate::host::Host;
-use crate::netfilter::Family;
+use crate::host::{Host, ReplyFilter};
+use crate::netfilter::rule::{Rule, Target};
 use crate::netfilter::ruleset::Ruleset;
+use crate::netfilter::{ConntrackEntry, Endpoint, Family, Protocol, Table};
 use crate::plan::Plan;
-use crate::request::Request;
+use crate::request::{Disconnect, Request};
 
-/// The servers whose connections are to be ended.
+/// A backend that the rules name no longer, and the connections that it got by
+/// this balancer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RemovedBackend {
+    /// The family of its connections.
+    pub family: Family,
+    /// The protocol of its connections.
+    pub protocol: Protocol,
+    /// Its address and port.
+    pub endpoint: Endpoint,
+    /// The jump rules that led connections to the balancer.
+    pub jumps: Vec<Rule>,
+    /// The ports of the same address that are a backend still; `None` is all.
+    pub kept: Vec<Option<u16>>,
+}
+
+impl RemovedBackend {
+    /// Returns true if the connection belongs to this backend.
+    #[must_use]
+    pub fn owns(&self, entry: &ConntrackEntry) -> bool {
+        let (address, port) = entry.reply_source;
+        let is_port = |wanted: Option<u16>| wanted.is_none_or(|wanted| wanted == port);
+        self.protocol.number() == entry.protocol
+            && self.endpoint.address == address
+            && is_port(self.endpoint.port)
+            && !self.kept.iter().any(|kept| is_port(*kept))
+            && self.jumps.iter().any(|jump| led(jump, entry))
+    }
+
+    /// The connections as `conntrack` spells them:
+    /// `-p udp --reply-src ADDRESS --reply-port-src PORT`
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let Endpoint { address, port } = self.endpoint;
+        let port = port.map_or_else(String::new, |port| format!(" --reply-port-src {port}"));
+        format!("-p {} --reply-src {address}{port}", self.protocol.as_str())
+    }
+}
+
+/// Returns true if the jump rule matched the first packet of the connection, as
+/// far as its conntrack entry tells: the interface is not in it.
+fn led(jump: &Rule, entry: &ConntrackEntry) -> bool {
+    let Some(matches) = &jump.matches else {
+        return true;
+    };
+    let within = |network: Option<IpNet>, address: &IpAddr| {
+        network.is_none_or(|network| network.contains(address))
+    };
+    within(matches.source, &entry.source)
+        && within(matches.destination, &entry.destination)
+        && matches.destination_ports.include(entry.port)
+}
+
+/// The connections that are to be ended after the changes.
 #[derive(Debug, Default)]
 pub struct Disconnects {
-    gone: BTreeMap<Family, Vec<RemovedBackend>>,
-    /// Those that have some, by family and place.
-    now: BTreeMap<Family, BTreeSet<usize>>,
-    /// Why connections cannot be ended here.
+    removed: BTreeMap<Family, Vec<RemovedBackend>>,
+    /// The reason why some connections cannot be ended.
     pub warning: Option<String>,
 }
 
-/// Looks who is gone by these changes, and still has connections.
-#[must_use]
-pub fn foreseen(
-    host: &impl Host,
-    request: &Request,
-    plan: &Plan,
-    before: &BTreeMap<Family, Arc<Ruleset>>,
-    changes: &[Change],
-) -> Disconnects {
-    let mut ending = Disconnects::default();
-    for (family, before) in before {
-        if !changes.iter().any(|change| change.family == *family) {
-            continue;
-        }
-        let gone = gone(request, plan, *family, before);
-        if gone.iter().any(|gone| gone.entries.is_empty()) {
-            let problem = "servers are gone, and no rule tells any more which connections to them were the balancer's";
-            ending.warning = Some(format!("{problem}; none was ended"));
-            continue;
-        }
-        match found(host, *family, &gone) {
-            Ok((now, _)) => {
-                ending.now.insert(*family, now);
-                ending.gone.insert(*family, gone);
-            }
-            Err(error) => {
-                let problem = "connections to servers that are gone cannot be ended here";
-                let way_out = "end them with `conntrack -D`, or say `disconnect: never`";
-                ending.warning = Some(format!("{problem}: {error:#}; {way_out}"));
-            }
-        }
-    }
-    ending
-}
-
 impl Disconnects {
-    /// What will be done, as far as can be told beforehand.
+    /// Finds the backends that these changes remove.
     #[must_use]
-    pub fn effects(&self) -> Vec<Effect> {
-        let in_family = |(family, places): (&Family, &BTreeSet<usize>)| {
-            let gone = &self.gone[family];
-            places
-                .iter()
-                .map(|at| Effect::Disconnect(gone[*at].clone()))
-                .collect::<Vec<_>>()
-        };
-        self.now.iter().flat_map(in_family).collect()
+    pub fn plan(
+        request: &Request,
+        plan: &Plan,
+        before: &BTreeMap<Family, Arc<Ruleset>>,
+        changes: &[Change],
+    ) -> Self {
+        let mut disconnects = Self::default();
+        for (family, before) in before {
+            if !changes.iter().any(|change| change.family == *family) {
+                continue;
+            }
+            let removed = removed(request, plan, *family, before);
+            if removed.iter().any(|backend| backend.jumps.is_empty()) {
+                let problem = "servers are gone, and no rule tells any more which connections to them were the balancer's";
+                disconnects.warning = Some(format!("{problem}; none was ended"));
+            } else if !removed.is_empty() {
+                disconnects.removed.insert(*family, removed);
+            }
+        }
+        disconnects
     }
 
-    /// Ends what there is by now. Returns whose connections those were.
+    /// Lists the backends that have connections now, for check mode.
+    #[must_use]
+    pub fn predict(&mut self, host: &impl Host) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for (family, removed) in &self.removed {
+            match find(host, *family, removed) {
+                Ok(found) => effects.extend(found.effects(removed)),
+                Err(error) => self.warning = Some(cannot_end(&error)),
+            }
+        }
+        effects
+    }
+
+    /// Ends all connections to the removed backends. Returns the effects on
+    /// those that had some.
     ///
     /// # Errors
-    /// When the kernel does not let us.
-    pub fn carry_out(&self, host: &impl Host) -> Result<Vec<Effect>> {
-        let mut ended = Vec::new();
-        for (family, gone) in &self.gone {
-            let (places, connections) = found(host, *family, gone)?;
-            host.end(*family, &connections)?;
-            ended.extend(
-                places
-                    .into_iter()
-                    .map(|at| Effect::Disconnect(gone[at].clone())),
-            );
+    /// When the kernel lists connections, but refuses to delete one.
+    pub fn apply(&mut self, host: &impl Host) -> Result<Vec<Effect>> {
+        let mut effects = Vec::new();
+        for (family, removed) in &self.removed {
+            match find(host, *family, removed) {
+                Ok(found) => {
+                    host.delete_connections(*family, &found.identifiers)?;
+                    effects.extend(found.effects(removed));
+                }
+                Err(error) => self.warning = Some(cannot_end(&error)),
+            }
         }
-        Ok(ended)
+        Ok(effects)
     }
 }
 
-/// Who has connections, and which.
-fn found(
-    host: &impl Host,
-    family: Family,
-    gone: &[RemovedBackend],
-) -> Result<(BTreeSet<usize>, Vec<Vec<u8>>)> {
-    if gone.is_empty() {
-        return Ok(Default::default());
+fn cannot_end(error: &anyhow::Error) -> String {
+    let problem = "connections to servers that are gone cannot be ended here";
+    let way_out = "end them with `conntrack -D`, or say `disconnect: never`";
+    format!("{problem}: {error:#}; {way_out}")
+}
+
+/// The conntrack entries of removed backends.
+struct Found {
+    /// The backends that have entries, by their place in the list.
+    places: BTreeSet<usize>,
+    identifiers: Vec<Vec<u8>>,
+}
+
+impl Found {
+    fn effects(&self, removed: &[RemovedBackend]) -> Vec<Effect> {
+        let effect = |at: &usize| Effect::Disconnect(removed[*at].clone());
+        self.places.iter().map(effect).collect()
     }
+}
+
+fn find(host: &impl Host, family: Family, removed: &[RemovedBackend]) -> Result<Found> {
     let mut by_address: HashMap<IpAddr, Vec<usize>> = HashMap::new();
-    for (at, gone) in gone.iter().enumerate() {
-        by_address.entry(gone.server.0).or_default().push(at);
+    for (at, backend) in removed.iter().enumerate() {
+        let places = by_address.entry(backend.endpoint.address).or_default();
+        places.push(at);
     }
-    let places = RefCell::new(BTreeSet::new());
-    let wanted = |connection: &ConntrackEntry| {
-        let candidates = by_address.get(&connection.answers.0).into_iter().flatten();
-        let had: Vec<usize> = candidates
-            .copied()
-            .filter(|at| gone[*at].had(connection))
-            .collect();
-        places.borrow_mut().extend(&had);
-        !had.is_empty()
+    let filter = |backend: &RemovedBackend| ReplyFilter {
+        protocol: backend.protocol,
+        backend: backend.endpoint,
     };
-    let connections = host.connections(family, &wanted)?;
-    Ok((places.into_inner(), connections))
+    let filters: Vec<ReplyFilter> = removed.iter().map(filter).collect();
+    let places = RefCell::new(BTreeSet::new());
+    let wanted = |entry: &ConntrackEntry| {
+        let candidates = by_address.get(&entry.reply_source.0).into_iter().flatten();
+        let owners: Vec<usize> = candidates
+            .copied()
+            .filter(|at| removed[*at].owns(entry))
+            .collect();
+        places.borrow_mut().extend(&owners);
+        !owners.is_empty()
+    };
+    let identifiers = host.connections(family, &filters, &wanted)?;
+    Ok(Found {
+        places: places.into_inner(),
+        identifiers,
+    })
+}
+
+/// The backends that got connections by the observed rules, are not planned, and
+/// whose connections `disconnect` ends.
+fn removed(
+    request: &Request,
+    plan: &Plan,
+    family: Family,
+    before: &Ruleset,
+) -> Vec<RemovedBackend> {
+    let nat = before.owned(Table::Nat);
+    let leads_in = |chain: &str| ["PREROUTING", "OUTPUT"].contains(&chain);
+    let jumps = nat.jumps.iter().filter(|jump| leads_in(&jump.chain));
+    let jumps: Vec<Rule> = jumps.filter_map(|jump| jump.rule.meaning.clone()).collect();
+    let protocols: BTreeSet<_> = jumps.iter().map(|rule| rule.protocol).collect();
+    // A rule without a protocol has that of the connections that arrive.
+    let arriving = match protocols.first() {
+        Some(protocol) if protocols.len() == 1 => *protocol,
+        _ => None,
+    };
+    let ends = |protocol: Protocol| match request.disconnect {
+        Disconnect::Never => false,
+        Disconnect::Udp => protocol == Protocol::Udp,
+        Disconnect::Always => true,
+    };
+    let rules = nat.chains.values().flat_map(|chain| &chain.rules);
+    let observed: BTreeSet<_> = rules
+        .filter_map(|rule| backend(rule.meaning.as_ref()?, arriving))
+        .filter(|(protocol, _)| ends(*protocol))
+        .collect();
+    if observed.is_empty() {
+        return Vec::new();
+    }
+    let planned = plan.tables.get(&(family, Table::Nat)).into_iter();
+    let planned: BTreeSet<_> = planned
+        .flat_map(|table| table.chains.values().flatten())
+        .filter_map(|rule| backend(rule, None))
+        .collect();
+    let kept = |protocol: Protocol, address: IpAddr| {
+        let same = planned.iter();
+        let same = same.filter(|(of, endpoint)| *of == protocol && endpoint.address == address);
+        same.map(|(_, endpoint)| endpoint.port).collect()
+    };
+    let removed = observed.difference(&planned);
+    removed
+        .map(|(protocol, endpoint)| RemovedBackend {
+            family,
+            protocol: *protocol,
+            endpoint: *endpoint,
+            jumps: jumps.clone(),
+            kept: kept(*protocol, endpoint.address),
+        })
+        .collect()
+}
+
+/// The backend of a DNAT rule, with the protocol of its connections.
+fn backend(rule: &Rule, arriving: Option<Protocol>) -> Option<(Protocol, Endpoint)> {
+    match rule.target {
+        Target::Dnat(endpoint) => Some((rule.protocol.or(arriving)?, endpoint)),
+        _ => None,
+    }
 }

@@ -10,7 +10,11 @@ use std::collections::{BTreeSet, HashMap};
 
 use crate::diff::change::{Action, Change};
 use crate::netfilter::Table;
-use crate::netfilter::ruleset::{SavedRule, added};
+use crate::netfilter::dump::added;
+use crate::netfilter::ruleset::SavedRule;
+
+/// The mode of a new file, as Debian gives its own.
+pub const MODE: u32 = 0o640;
 
 /// Why a file cannot be edited, if so: `iptables-restore` takes the last of two
 /// sections of one table, where a reader would take both.

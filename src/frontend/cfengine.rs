@@ -22,6 +22,7 @@ use crate::netfilter::{Family, Table};
 use crate::panic::catch_panic;
 use crate::report::{Report, ReportedChange};
 use crate::request::{UncheckedRequest, json};
+use crate::run::{Invocation, Run};
 
 /// How the first line of the agent begins.
 pub const GREETING: &[u8] = b"cf-agent ";
@@ -30,11 +31,7 @@ pub const GREETING: &[u8] = b"cf-agent ";
 ///
 /// # Errors
 /// When the input cannot be read or a reply cannot be written.
-pub fn run(
-    mut input: impl BufRead,
-    out: &mut impl Write,
-    perform: impl Fn(UncheckedRequest, RunMode, bool) -> Report,
-) -> io::Result<u8> {
+pub fn run(mut input: impl BufRead, out: &mut impl Write, run: Run) -> io::Result<u8> {
     if message(&mut input)?.is_none() {
         return Ok(0);
     }
@@ -45,7 +42,7 @@ pub fn run(
     )?;
     out.flush()?;
     while let Some(text) = message(&mut input)? {
-        let (reply, last) = answer(&text, &perform);
+        let (reply, last) = answer(&text, run);
         serde_json::to_writer(&mut *out, &reply)?;
         out.write_all(b"\n\n")?;
         out.flush()?;
@@ -104,10 +101,7 @@ enum Level {
 }
 
 /// The reply to a message, and whether it was the last.
-fn answer(
-    text: &[u8],
-    perform: &impl Fn(UncheckedRequest, RunMode, bool) -> Report,
-) -> (Reply, bool) {
+fn answer(text: &[u8], run: Run) -> (Reply, bool) {
     let asked = catch_panic(|| Promise::parse(text)).unwrap_or_else(Err);
     let promise = match asked {
         Ok(promise) => promise,
@@ -121,7 +115,7 @@ fn answer(
     let reply = match promise.operation.as_str() {
         "terminate" => return (Reply::silent("terminate", "success"), true),
         "validate_promise" => validate(&promise),
-        "evaluate_promise" => evaluate(&promise, perform),
+        "evaluate_promise" => evaluate(&promise, run),
         other => Reply::new(
             other,
             "error",
@@ -180,9 +174,9 @@ impl Promise {
         })
     }
 
-    /// The request, and whether it is carried out or only warned of.
-    fn request(&self) -> Result<(UncheckedRequest, RunMode), String> {
-        let run = match self.attributes.get("action_policy") {
+    /// The request; in check mode where the agent only warns.
+    fn invocation(&self) -> Result<Invocation, String> {
+        let mode = match self.attributes.get("action_policy") {
             None => RunMode::Apply,
             Some(policy) => match policy.as_str() {
                 Some("fix") => RunMode::Apply,
@@ -204,7 +198,11 @@ impl Promise {
         }
         attributes.insert("name".to_owned(), self.promiser.clone().into());
         let request = UncheckedRequest::from_json(attributes).map_err(|error| error.to_string())?;
-        Ok((request, run))
+        Ok(Invocation {
+            request,
+            mode,
+            diff: false,
+        })
     }
 
     /// A problem in CFEngine's manner, with the promise that it is about.
@@ -251,7 +249,7 @@ fn quoted(text: &str) -> String {
 fn validate(promise: &Promise) -> Reply {
     let operation = "validate_promise";
     let checked = || {
-        let (request, _) = promise.request()?;
+        let request = promise.invocation()?.request;
         request.check().map_err(|error| error.to_string())
     };
     match catch_panic(checked) {
@@ -266,18 +264,14 @@ fn validate(promise: &Promise) -> Reply {
     }
 }
 
-fn evaluate(
-    promise: &Promise,
-    perform: &impl Fn(UncheckedRequest, RunMode, bool) -> Report,
-) -> Reply {
+fn evaluate(promise: &Promise, run: Run) -> Reply {
     let operation = "evaluate_promise";
-    let performed = catch_panic(|| {
-        promise
-            .request()
-            .map(|(request, run)| (perform(request, run, false), run))
+    let done = catch_panic(|| -> Result<(Report, RunMode), String> {
+        let invocation = promise.invocation()?;
+        Ok((run(&invocation), invocation.mode))
     });
-    let (report, run) = match performed {
-        Ok(Ok(performed)) => performed,
+    let (report, mode) = match done {
+        Ok(Ok(done)) => done,
         Ok(Err(problem)) => {
             return Reply::new(
                 operation,
@@ -288,20 +282,20 @@ fn evaluate(
         }
         Err(bug) => return Reply::new(operation, "error", Level::Critical, &promise.worded(&bug)),
     };
-    let result = match (report.failed, report.changed, run) {
+    let result = match (report.failed, report.changed, mode) {
         (true, _, _) | (false, true, RunMode::Check) => "not_kept",
         (false, true, RunMode::Apply) => "repaired",
         (false, false, _) => "kept",
     };
     Reply {
-        log: logged(promise, &report, run),
+        log: logged(promise, &report, mode),
         result_classes: vec![format!("{}_{result}", promise.promiser)],
         ..Reply::silent(operation, result)
     }
 }
 
 /// Silent when kept, one message for each change, and the reason of a failure.
-fn logged(promise: &Promise, report: &Report, run: RunMode) -> Vec<Log> {
+fn logged(promise: &Promise, report: &Report, mode: RunMode) -> Vec<Log> {
     let log = |level, message: &str| Log {
         level,
         message: quoted(message),
@@ -317,7 +311,7 @@ fn logged(promise: &Promise, report: &Report, run: RunMode) -> Vec<Log> {
     }
     let steps = &report.changes.value;
     let shown = steps.reported().take(MOST_CHANGES);
-    logs.extend(shown.map(|change| match run {
+    logs.extend(shown.map(|change| match mode {
         RunMode::Apply => log(Level::Info, &done(&change)),
         RunMode::Check => log(
             Level::Warning,
@@ -325,7 +319,7 @@ fn logged(promise: &Promise, report: &Report, run: RunMode) -> Vec<Log> {
         ),
     }));
     if let Some(more @ 1..) = steps.len().checked_sub(MOST_CHANGES) {
-        logs.push(match run {
+        logs.push(match mode {
             RunMode::Apply => log(
                 Level::Info,
                 &format!("Made {more} more changes of this kind"),

@@ -6,10 +6,10 @@ use std::io::{self, IsTerminal, Read, Write};
 
 use lexopt::{Arg, Parser, ValueExt};
 
+use super::invocation::{PLAIN, parse};
 use super::{schema, terminal};
 use crate::converge::outcome::RunMode;
 use crate::diff;
-use crate::frontend::invocation::Invocation;
 use crate::host::lookup;
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Family, Table};
@@ -17,6 +17,7 @@ use crate::plan::{self, Plan};
 use crate::report::Report;
 use crate::request::{Request, UncheckedRequest};
 use crate::restore;
+use crate::run::{Invocation, Run};
 
 /// What `--help` prints.
 pub const HELP: &str = "\
@@ -62,7 +63,7 @@ enum Command {
     },
     Act {
         request: Box<UncheckedRequest>,
-        run: RunMode,
+        mode: RunMode,
         exit_code: bool,
     },
 }
@@ -75,7 +76,7 @@ pub fn run(
     arguments: impl IntoIterator<Item = OsString>,
     out: &mut (impl Write + IsTerminal),
     errors: &mut impl Write,
-    perform: impl Fn(UncheckedRequest, RunMode, bool) -> Report,
+    run: Run,
 ) -> io::Result<u8> {
     match command(arguments) {
         Ok(Command::Help) => out.write_all(HELP.as_bytes()).map(|()| 0),
@@ -96,10 +97,14 @@ pub fn run(
         },
         Ok(Command::Act {
             request,
-            run,
+            mode,
             exit_code,
         }) => {
-            let report = perform(*request, run, true);
+            let report = run(&Invocation {
+                request: *request,
+                mode,
+                diff: true,
+            });
             act(&report, exit_code, out, errors)
         }
         Err(UsageError(problem)) => complain(&problem, 2, errors),
@@ -180,11 +185,11 @@ fn plan(parser: &mut Parser) -> Result<Command, UsageError> {
     })
 }
 
-fn act_command(parser: &mut Parser, run: RunMode) -> Result<Command, UsageError> {
+fn act_command(parser: &mut Parser, mode: RunMode) -> Result<Command, UsageError> {
     let (mut request, mut exit_code) = (None, false);
     while let Some(argument) = parser.next()? {
         match argument {
-            Arg::Long("exit-code") if run == RunMode::Check => exit_code = true,
+            Arg::Long("exit-code") if mode == RunMode::Check => exit_code = true,
             Arg::Long("help") => return Ok(Command::Help),
             Arg::Value(file) if request.is_none() => request = Some(asked(&file)?),
             other => return Err(other.unexpected().into()),
@@ -193,7 +198,7 @@ fn act_command(parser: &mut Parser, run: RunMode) -> Result<Command, UsageError>
     let request = request.ok_or_else(no_request)?;
     Ok(Command::Act {
         request,
-        run,
+        mode,
         exit_code,
     })
 }
@@ -237,7 +242,7 @@ fn read(file: &OsString) -> Result<Vec<u8>, UsageError> {
 /// A request from a file. The names that plain JSON has beside a request are
 /// decided by the subcommand here.
 fn asked(file: &OsString) -> Result<Box<UncheckedRequest>, UsageError> {
-    let asked = Invocation::parse(&read(file)?).map_err(UsageError)?;
+    let asked = parse(&read(file)?, &PLAIN).map_err(UsageError)?;
     let checked = asked.request.check();
     checked.map_err(|error| UsageError(error.to_string()))?;
     Ok(Box::new(asked.request))

@@ -26,10 +26,10 @@ pub fn run(arguments: Vec<OsString>) -> io::Result<u8> {
     let mut out = io::stdout().lock();
     let is_path = |argument: &OsString| argument.as_encoded_bytes().contains(&b'/');
     match arguments.as_slice() {
-        [path] if is_path(path) => ansible::run(&PathBuf::from(path), &mut out, on_this_host),
+        [path] if is_path(path) => ansible::run(&PathBuf::from(path), &mut out, &on_this_host),
         [] if stdin.is_terminal() => out.write_all(cli::HELP.as_bytes()).map(|()| 0),
         [] => from_stdin(stdin.lock(), &mut out),
-        _ => cli::run(arguments, &mut out, &mut io::stderr().lock(), on_this_host),
+        _ => cli::run(arguments, &mut out, &mut io::stderr().lock(), &on_this_host),
     }
 }
 
@@ -37,8 +37,8 @@ fn from_stdin(mut input: impl BufRead, out: &mut impl Write) -> io::Result<u8> {
     let mut text = Vec::new();
     input.read_until(b'\n', &mut text)?;
     if text.starts_with(cfengine::GREETING) {
-        return cfengine::run(input, out, on_this_host);
+        return cfengine::run(input, out, &on_this_host);
     }
     input.read_to_end(&mut text)?;
-    json::run(&text, out, on_this_host)
+    json::run(&text, out, &on_this_host)
 }

@@ -1,18 +1,79 @@
 //! What the kernel's files say of this host.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use super::netlink::{self, Kind, Socket, Subsystem, attribute};
-use crate::effects::setting;
+use super::netlink::{self, Message, Socket, Subsystem, attribute};
 use crate::netfilter::{Family, Protocol};
-use crate::preflight::{Facts, Questions, Ssh};
 
-/// What is asked for.
+/// Properties of a host that a request may depend on.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// The addresses asked for that are on an interface of this host.
+    pub own: Vec<IpAddr>,
+    /// The SSH connection that this program runs over.
+    pub ssh: Option<Ssh>,
+    /// The interfaces that accept packets to 127.0.0.0/8 from outside; `all`
+    /// stands for all of them.
+    pub route_localnet: Vec<String>,
+    /// The families that at least one interface forwards.
+    pub forwarding_somewhere: BTreeSet<Family>,
+    /// True if the kernel tracks connections, but not those of the protocol
+    /// asked for.
+    pub is_untracked: bool,
+}
+
+/// The facts to find out; a usual request needs few.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Questions {
+    /// Addresses that may be the host's own.
+    pub addresses: Vec<IpAddr>,
+    /// Find the SSH connection that this program runs over.
+    pub ssh: bool,
+    /// Find the interfaces with `route_localnet`.
+    pub route_localnet: bool,
+    /// Find the families that at least one interface forwards.
+    pub forwarding: bool,
+    /// Find out if connections of this protocol are tracked.
+    pub tracking: Option<Protocol>,
+}
+
+impl Questions {
+    /// Asks only if connections of the protocol are tracked.
+    #[must_use]
+    pub fn of_tracking(protocol: Protocol) -> Self {
+        Self {
+            tracking: Some(protocol),
+            ..Self::default()
+        }
+    }
+}
+
+/// An SSH connection to this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ssh {
+    /// The address of the client.
+    pub client: IpAddr,
+    /// The address of this host.
+    pub server: IpAddr,
+    /// The port of this host.
+    pub port: u16,
+}
+
+/// The sysctl that switches a family's forwarding.
+#[must_use]
+pub fn forwarding_sysctl(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "net.ipv4.ip_forward",
+        Family::Ipv6 => "net.ipv6.conf.all.forwarding",
+    }
+}
+
+/// The answers.
 pub fn facts(questions: &Questions) -> Facts {
     let forwards = |family: &Family| by_interface(*family).iter().any(|(_, on)| *on);
     let families = Family::BOTH.into_iter().filter(|_| questions.forwarding);
@@ -71,7 +132,7 @@ fn digit(on: bool) -> &'static str {
 }
 
 fn sysctl(family: Family) -> PathBuf {
-    Path::new("/proc/sys").join(setting(family).replace('.', "/"))
+    Path::new("/proc/sys").join(forwarding_sysctl(family).replace('.', "/"))
 }
 
 fn is_on(path: &Path) -> Option<bool> {
@@ -119,15 +180,17 @@ fn addresses(family: Family) -> io::Result<Vec<IpAddr>> {
     const RTM_GETADDR: u16 = 22;
     const IFA_ADDRESS: u16 = 1;
     const IFA_LOCAL: u16 = 2;
-    let mut found = Vec::new();
-    let mut look = |attributes: &[u8]| {
-        let ours = attribute(attributes, IFA_LOCAL).or_else(|| attribute(attributes, IFA_ADDRESS));
-        found.extend(ours.and_then(netlink::address));
-        ControlFlow::Continue(())
+    let message = Message {
+        kind: RTM_GETADDR,
+        family,
+        attributes: &[],
     };
     let mut socket = Socket::open(Subsystem::Route)?;
-    socket.ask((0, RTM_GETADDR), family, Kind::Dump, &[], &mut look)?;
-    Ok(found)
+    socket.dump(message, &Vec::new(), |found, attributes| {
+        let local = attribute(attributes, IFA_LOCAL).or_else(|| attribute(attributes, IFA_ADDRESS));
+        found.extend(local.and_then(netlink::address));
+        ControlFlow::Continue(())
+    })
 }
 
 /// `SSH_CONNECTION` is `CLIENT PORT SERVER PORT`. Programs such as sudo take it

@@ -8,8 +8,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::effects::SETTINGS;
-
 /// The text of a file, if it is there.
 ///
 /// # Errors
@@ -38,21 +36,16 @@ pub fn load(path: &Path) -> Result<Option<Vec<u8>>> {
 }
 
 /// Replaces a file so that at every moment it is the old one or the new one,
-/// also after a crash. Its owner and mode stay; a new one has mode 0640, as
-/// Debian's own has, and 0644 where all can read the settings in `/proc`.
-/// `None` removes it.
+/// also after a crash. Its owner and mode stay; a new one gets `mode`. `None`
+/// removes it.
 ///
 /// # Errors
 /// When it cannot be written. The old one is still there then.
-pub fn store(path: &Path, text: Option<&[u8]>) -> Result<()> {
-    replace(path, text).with_context(|| format!("cannot write `{}`", path.display()))
+pub fn store(path: &Path, text: Option<&[u8]>, mode: u32) -> Result<()> {
+    replace(path, text, mode).with_context(|| format!("cannot write `{}`", path.display()))
 }
 
-fn replace(path: &Path, text: Option<&[u8]>) -> Result<()> {
-    let new = match path == Path::new(SETTINGS) {
-        true => 0o644,
-        false => 0o640,
-    };
+fn replace(path: &Path, text: Option<&[u8]>, new_mode: u32) -> Result<()> {
     // What a symbolic link jumps to is replaced, not the link.
     let target = match path.canonicalize() {
         Err(error) if error.kind() == ErrorKind::NotFound => path.to_owned(),
@@ -82,7 +75,7 @@ fn replace(path: &Path, text: Option<&[u8]>) -> Result<()> {
             chown(file.path(), Some(old.uid()), Some(old.gid()))?;
             old.mode() & 0o7777
         }
-        Err(_) => new,
+        Err(_) => new_mode,
     };
     file.as_file()
         .set_permissions(fs::Permissions::from_mode(mode))?;
@@ -111,14 +104,14 @@ mod tests {
         fs::write(&real, "old").unwrap();
         fs::set_permissions(&real, fs::Permissions::from_mode(0o604)).unwrap();
         std::os::unix::fs::symlink(&real, &link).unwrap();
-        store(&link, Some(b"new")).unwrap();
+        store(&link, Some(b"new"), 0o640).unwrap();
         assert_eq!(load(&real).unwrap().unwrap(), b"new");
         assert_eq!(fs::metadata(&real).unwrap().mode() & 0o777, 0o604);
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
-        store(&real, None).unwrap();
+        store(&real, None, 0o640).unwrap();
         assert_eq!(load(&real).unwrap(), None);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
-        assert!(store(&directory.path().join("none/file"), Some(b"")).is_err());
+        assert!(store(&directory.path().join("none/file"), Some(b""), 0o640).is_err());
     }
 
     #[test]
@@ -137,7 +130,7 @@ mod tests {
             let error = load(&at(name)).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
-        assert!(store(&at("socket"), Some(b"")).is_err());
-        assert!(store(&at("directory"), None).is_err());
+        assert!(store(&at("socket"), Some(b""), 0o640).is_err());
+        assert!(store(&at("directory"), None, 0o640).is_err());
     }
 }

@@ -1,5 +1,7 @@
-//! The one door to the world: every process, every file of the kernel, behind
-//! one narrow trait, so that the rest can be tried on a host that is not there.
+//! The host: every process, file, sysctl, socket and lock, behind one narrow
+//! trait, so that everything above can be tested on a host that is not real.
+//!
+//! This room knows the terms of netfilter and nothing above them.
 
 mod boot;
 mod capabilities;
@@ -19,17 +21,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::effects::ConntrackEntry;
-pub use crate::netfilter::Variant;
 use crate::netfilter::ruleset::Ruleset;
-use crate::netfilter::{Family, Table};
-use crate::preflight::{Facts, Questions};
-use crate::request::Name;
+use crate::netfilter::{ConntrackEntry, Family, Name, Table, Variant};
+pub use conntrack::ReplyFilter;
+pub use facts::{Facts, Questions, Ssh, forwarding_sysctl};
 pub use lock::Lock;
+pub use process::CannotStart;
 pub use resolver::lookup;
 pub use system::System;
 
-/// How much of a family is read.
+/// The tables that are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// One table.
@@ -38,100 +39,109 @@ pub enum Scope {
     All,
 }
 
-/// What is to be read of a family.
+/// One dump.
 #[derive(Clone, Copy, Debug)]
-pub struct Query<'a> {
-    /// Whose rules.
-    pub name: &'a Name,
-    /// In which tables.
+pub struct Query {
+    /// The family that is read.
+    pub family: Family,
+    /// The tables that are read.
     pub scope: Scope,
-    /// With their counters, which takes iptables a little longer to print.
+    /// With counters, which takes iptables a little longer to print.
     pub counters: bool,
 }
 
-/// What is being read.
-pub trait PendingRead: Send {
-    /// Whether there is nothing left to wait for.
+/// Dumps that have been started.
+pub trait PendingRead {
+    /// Returns true when nothing is left to wait for.
     fn is_ready(&self) -> bool;
 
-    /// Waits for it: what is owned.
+    /// Waits for all dumps; returns what is owned, in the order of the queries.
     ///
     /// # Errors
-    /// When the dump cannot be had or is not whole.
-    fn finish(self: Box<Self>) -> Result<Ruleset>;
+    /// For each query: when there is no dump, or an incomplete one.
+    fn finish(self: Box<Self>) -> Vec<Result<Ruleset>>;
 }
 
 /// A host with iptables, of one variant.
-pub trait Host: Sync {
-    /// Which variant is worked on.
+pub trait Host {
+    /// The variant that is used.
     fn variant(&self) -> Variant;
 
-    /// Whether there are programs for that family at all.
+    /// Returns true if there are programs for the family.
     fn supports(&self, family: Family) -> bool;
 
     /// Keeps other runs of this program from writing, until it is dropped.
     ///
     /// # Errors
-    /// When another one has held it for too long, or it cannot be had at all.
+    /// When another run holds it for too long, or its file cannot be opened.
     fn lock(&self) -> Result<Lock>;
 
-    /// Begins to read what is owned.
-    fn begin_read<'a>(&'a self, family: Family, look: Query<'a>) -> Box<dyn PendingRead + 'a>;
+    /// Starts to read what `name` owns.
+    fn begin_read<'a>(&'a self, name: &'a Name, queries: Vec<Query>) -> Box<dyn PendingRead + 'a>;
 
-    /// Runs one transaction of `iptables-restore --noflush`.
+    /// Runs one transaction of `iptables-restore --noflush`. `meanwhile` is
+    /// called once while iptables works, if it got so far.
     ///
     /// # Errors
-    /// When it was refused. What has come of it must then be read.
-    fn restore(&self, family: Family, transaction: &[u8]) -> Result<()>;
+    /// When it was refused. Its effect must then be read from the host.
+    fn restore(
+        &self,
+        family: Family,
+        transaction: &[u8],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<()>;
 
-    /// Whether rules live in the other variant too, where both then act on
-    /// every packet.
+    /// Returns true if the other variant has rules too: then both act on every
+    /// packet.
     fn other_variant_in_use(&self) -> bool;
-    /// What else is known of it, as far as it is asked for.
+
+    /// Finds out what is asked.
     fn facts(&self, questions: &Questions) -> Facts;
 
-    /// Whether a family is forwarded; `None` where that cannot be known.
+    /// Returns true if the family is forwarded; `None` if that cannot be read.
     fn forwarding(&self, family: Family) -> Option<bool>;
 
-    /// Switches forwarding. Switching it off after on brings back what each
-    /// interface had before.
+    /// Switches forwarding. Switching it off after on restores the former
+    /// setting of each interface.
     ///
     /// # Errors
-    /// When the kernel does not let us.
+    /// When the kernel refuses.
     fn set_forwarding(&self, family: Family, on: bool) -> Result<()>;
 
-    /// The files that are loaded at boot into the variant worked on.
+    /// The files that are loaded at boot into the variant that is used.
     ///
     /// # Errors
     /// When there are none.
     fn boot_files(&self) -> Result<BTreeMap<Family, PathBuf>>;
 
-    /// The text of a file; `None` where it is not there.
+    /// The text of a file; `None` if it does not exist.
     ///
     /// # Errors
-    /// When it is there and cannot be read.
+    /// When it exists and cannot be read.
     fn load(&self, path: &Path) -> Result<Option<Vec<u8>>>;
 
-    /// Replaces a file as a whole; `None` removes it.
+    /// Replaces a file as a whole; `None` removes it. A new file gets `mode`.
     ///
     /// # Errors
-    /// When it cannot be written. The old one is still there then.
-    fn store(&self, path: &Path, text: Option<&[u8]>) -> Result<()>;
+    /// When it cannot be written. The old file is unchanged then.
+    fn store(&self, path: &Path, text: Option<&[u8]>, mode: u32) -> Result<()>;
 
-    /// The connections with a rewritten destination that are wanted, by what
-    /// names each to the kernel.
+    /// The identifiers of conntrack entries that have a rewritten destination
+    /// and are `wanted`. The filters are a hint that spares the kernel the rest.
     ///
     /// # Errors
-    /// When the kernel does not tell.
+    /// When the kernel does not list them.
     fn connections(
         &self,
         family: Family,
+        filters: &[ReplyFilter],
         wanted: &dyn Fn(&ConntrackEntry) -> bool,
     ) -> Result<Vec<Vec<u8>>>;
 
-    /// Ends connections.
+    /// Deletes conntrack entries, so that the next packet of each connection is
+    /// a new one.
     ///
     /// # Errors
-    /// When the kernel does not let us.
-    fn end(&self, family: Family, connections: &[Vec<u8>]) -> Result<()>;
+    /// When the kernel refuses.
+    fn delete_connections(&self, family: Family, identifiers: &[Vec<u8>]) -> Result<()>;
 }

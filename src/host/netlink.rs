@@ -1,9 +1,9 @@
-//! The kernel, asked directly over netlink, without a process.
+//! Questions to the kernel over netlink, without a process.
 //!
-//! Messages are a header of 16 bytes, what they are about, and attributes of
-//! length, type and value, as `linux/netlink.h` has them. What they are about
-//! takes 4 bytes with netfilter (`struct nfgenmsg`) and 8 with addresses
-//! (`struct ifaddrmsg`), and begins with the family.
+//! A message is a header of 16 bytes, a subject, and attributes of length, type
+//! and value (`linux/netlink.h`). The subject takes 4 bytes in netfilter
+//! (`struct nfgenmsg`) and 8 for addresses (`struct ifaddrmsg`); its first byte
+//! is the family.
 
 use std::io;
 use std::net::IpAddr;
@@ -21,21 +21,16 @@ const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 0x001;
 const NLM_F_ACK: u16 = 0x004;
+/// The table changed while the kernel listed it.
+const NLM_F_DUMP_INTR: u16 = 0x010;
 const NLM_F_DUMP: u16 = 0x300;
 /// The length of the header.
 const HEADER: usize = 16;
+/// Attempts at a list that the kernel reports as interrupted.
+const DUMPS: u32 = 10;
 
-/// What is wanted of the kernel.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Kind {
-    /// All there is, each in a message.
-    Dump,
-    /// That something is done.
-    Order,
-}
-
-/// Whom a question goes to.
-#[derive(Clone, Copy, PartialEq)]
+/// The part of the kernel that a question goes to.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Subsystem {
     /// Netfilter.
     Netfilter,
@@ -44,7 +39,7 @@ pub enum Subsystem {
 }
 
 impl Subsystem {
-    /// How many bytes say what a message is about.
+    /// The length of a message's subject in bytes.
     fn subject(self) -> usize {
         match self {
             Self::Netfilter => 4,
@@ -53,11 +48,54 @@ impl Subsystem {
     }
 }
 
+/// A question or an order.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    /// The type of the message: for netfilter the number of its subsystem times
+    /// 256, plus the number of the message.
+    pub kind: u16,
+    /// The family that it is about.
+    pub family: Family,
+    /// Its attributes.
+    pub attributes: &'a [u8],
+}
+
 /// A conversation with the kernel.
-pub struct Socket {
+pub struct Socket<C = Kernel> {
     subsystem: Subsystem,
-    end: OwnedFd,
+    channel: C,
+}
+
+/// Carries messages to the kernel and packets of messages back.
+pub trait Channel {
+    /// Sends one message.
+    fn send(&mut self, message: &[u8]) -> io::Result<()>;
+
+    /// Waits for a packet of messages, a few seconds at most.
+    fn receive(&mut self) -> io::Result<&[u8]>;
+}
+
+/// The real kernel.
+pub struct Kernel {
+    socket: OwnedFd,
     buffer: Vec<u8>,
+}
+
+impl Channel for Kernel {
+    fn send(&mut self, message: &[u8]) -> io::Result<()> {
+        send(&self.socket, message, SendFlags::empty())?;
+        Ok(())
+    }
+
+    fn receive(&mut self) -> io::Result<&[u8]> {
+        loop {
+            match recv(&self.socket, self.buffer.as_mut_slice(), RecvFlags::empty()) {
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+                Ok((length, _)) => return self.buffer.get(..length).ok_or_else(malformed),
+            }
+        }
+    }
 }
 
 impl Socket {
@@ -79,72 +117,102 @@ impl Socket {
         connect(&socket, &netlink::SocketAddrNetlink::new(0, 0))?;
         Ok(Self {
             subsystem,
-            end: socket,
-            buffer: vec![0; BUFFER],
+            channel: Kernel {
+                socket,
+                buffer: vec![0; BUFFER],
+            },
         })
     }
+}
 
-    /// Sends a message and hands the attributes of each answer to `each`, until
-    /// that has enough or no more come.
+impl<C: Channel> Socket<C> {
+    /// Asks for a list and folds the attributes of its items into `start`, until
+    /// the list ends or `fold` breaks. A list that changed while the kernel
+    /// wrote it is asked for again, and folded from the start.
     ///
     /// # Errors
-    /// The kernel's own, or that an answer made no sense.
-    pub fn ask(
+    /// The kernel's own, a malformed answer, or a list that changes all the time.
+    pub fn dump<T: Clone>(
         &mut self,
-        (subsystem, message): (u16, u16),
-        family: Family,
-        kind: Kind,
-        attributes: &[u8],
+        message: Message,
+        start: &T,
+        mut fold: impl FnMut(&mut T, &[u8]) -> ControlFlow<()>,
+    ) -> io::Result<T> {
+        for _ in 0..DUMPS {
+            let mut found = start.clone();
+            let each = &mut |attributes: &[u8]| fold(&mut found, attributes);
+            if self.ask(message, NLM_F_DUMP, each)? == Answer::Whole {
+                return Ok(found);
+            }
+        }
+        Err(io::Error::other(format!(
+            "the kernel's list changed during each of {DUMPS} attempts to read it"
+        )))
+    }
+
+    /// Gives an order and waits until the kernel has carried it out.
+    ///
+    /// # Errors
+    /// The kernel's own, or a malformed answer.
+    pub fn order(&mut self, message: Message) -> io::Result<()> {
+        let ignore = &mut |_: &[u8]| ControlFlow::Continue(());
+        self.ask(message, NLM_F_ACK, ignore).map(|_| ())
+    }
+
+    fn ask(
+        &mut self,
+        message: Message,
+        flags: u16,
         each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
-    ) -> io::Result<()> {
-        let message = question(
-            self.subsystem,
-            subsystem << 8 | message,
-            family,
-            kind,
-            attributes,
-        );
-        send(&self.end, &message, SendFlags::empty())?;
+    ) -> io::Result<Answer> {
+        let request = encode(self.subsystem, message, NLM_F_REQUEST | flags);
+        self.channel.send(&request)?;
+        let mut answer = Answer::Whole;
         loop {
-            let received = recv(&self.end, self.buffer.as_mut_slice(), RecvFlags::empty());
-            let (length, _) = match received {
-                Err(Errno::INTR) => continue,
-                received => received?,
-            };
-            let packet = self.buffer.get(..length).ok_or_else(senseless)?;
-            if answers(self.subsystem, packet, each)?.is_break() {
-                return Ok(());
+            let packet = self.channel.receive()?;
+            match read_packet(self.subsystem, packet, &mut answer, each)? {
+                Progress::More => {}
+                Progress::Done => return Ok(answer),
+                Progress::Enough => return Ok(Answer::Whole),
             }
         }
     }
 }
 
-fn question(
-    subsystem: Subsystem,
-    kind: u16,
-    family: Family,
-    wanted: Kind,
-    attributes: &[u8],
-) -> Vec<u8> {
-    let flags = match wanted {
-        Kind::Dump => NLM_F_REQUEST | NLM_F_DUMP,
-        Kind::Order => NLM_F_REQUEST | NLM_F_ACK,
-    };
-    let start = HEADER + subsystem.subject();
-    let length = u32::try_from(start + attributes.len()).unwrap_or(u32::MAX);
-    let mut message = Vec::new();
-    message.extend(length.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    message.extend(1_u32.to_ne_bytes());
-    message.extend(0_u32.to_ne_bytes());
-    message.push(protocol_family(family));
-    message.resize(start, 0);
-    message.extend(attributes);
-    message
+/// The quality of a list.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Answer {
+    Whole,
+    Interrupted,
 }
 
-/// `AF_INET` and `AF_INET6`, which are `NFPROTO_IPV4` and `NFPROTO_IPV6` too.
+/// The state of an answer after one packet.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Progress {
+    /// More packets follow.
+    More,
+    /// It was the last packet.
+    Done,
+    /// The reader wants no more of it.
+    Enough,
+}
+
+fn encode(subsystem: Subsystem, message: Message, flags: u16) -> Vec<u8> {
+    let start = HEADER + subsystem.subject();
+    let length = u32::try_from(start + message.attributes.len()).unwrap_or(u32::MAX);
+    let mut bytes = Vec::new();
+    bytes.extend(length.to_ne_bytes());
+    bytes.extend(message.kind.to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
+    bytes.extend(1_u32.to_ne_bytes());
+    bytes.extend(0_u32.to_ne_bytes());
+    bytes.push(protocol_family(message.family));
+    bytes.resize(start, 0);
+    bytes.extend(message.attributes);
+    bytes
+}
+
+/// `AF_INET` or `AF_INET6`, equal to `NFPROTO_IPV4` and `NFPROTO_IPV6`.
 fn protocol_family(family: Family) -> u8 {
     match family {
         Family::Ipv4 => 2,
@@ -152,73 +220,100 @@ fn protocol_family(family: Family) -> u8 {
     }
 }
 
-fn senseless() -> io::Error {
+fn malformed() -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
-        "the kernel's answer makes no sense",
+        "the kernel's answer is malformed",
     )
 }
 
-/// Reads one packet of the kernel's. Breaks when no more is to be read.
-fn answers(
+fn read_packet(
     subsystem: Subsystem,
     mut packet: &[u8],
+    answer: &mut Answer,
     each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
-) -> io::Result<ControlFlow<()>> {
+) -> io::Result<Progress> {
     while !packet.is_empty() {
-        let length = number(packet, 0).ok_or_else(senseless)? as usize;
-        let kind = packet.get(4..6).and_then(|two| two.try_into().ok());
-        let kind = u16::from_ne_bytes(kind.ok_or_else(senseless)?);
-        let message = packet.get(..length).ok_or_else(senseless)?;
+        let length = u32_at(packet, 0).ok_or_else(malformed)? as usize;
+        let kind = u16_at(packet, 4).ok_or_else(malformed)?;
+        let flags = u16_at(packet, 6).ok_or_else(malformed)?;
+        let message = packet.get(..length).ok_or_else(malformed)?;
+        if flags & NLM_F_DUMP_INTR != 0 {
+            *answer = Answer::Interrupted;
+        }
         match kind {
-            NLMSG_DONE => return Ok(ControlFlow::Break(())),
-            NLMSG_ERROR => {
-                let code = number(message, 16).ok_or_else(senseless)?.cast_signed();
+            // Both carry an error number: 0 or negative.
+            NLMSG_DONE | NLMSG_ERROR => {
+                let code = match u32_at(message, HEADER) {
+                    None if kind == NLMSG_DONE => 0,
+                    code => code.ok_or_else(malformed)?.cast_signed(),
+                };
                 return match code {
-                    0 => Ok(ControlFlow::Break(())),
+                    0 => Ok(Progress::Done),
                     error => Err(io::Error::from_raw_os_error(error.saturating_neg())),
                 };
             }
             _ => {
-                let attributes = message
-                    .get(HEADER + subsystem.subject()..)
-                    .ok_or_else(senseless)?;
-                if each(attributes).is_break() {
-                    return Ok(ControlFlow::Break(()));
+                let start = HEADER + subsystem.subject();
+                if each(message.get(start..).ok_or_else(malformed)?).is_break() {
+                    return Ok(Progress::Enough);
                 }
             }
         }
         packet = packet.get(aligned(length)..).unwrap_or_default();
     }
-    Ok(ControlFlow::Continue(()))
+    Ok(Progress::More)
 }
 
-fn number(bytes: &[u8], at: usize) -> Option<u32> {
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     let four = bytes.get(at..at + 4)?.try_into().ok()?;
     Some(u32::from_ne_bytes(four))
 }
 
-/// The value of the first attribute of a type. The flags in the two highest
-/// bits of a type, that it is nested and in which byte order, are passed over.
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    let two = bytes.get(at..at + 2)?.try_into().ok()?;
+    Some(u16::from_ne_bytes(two))
+}
+
+/// The value of the first attribute of a type. The two highest bits of a type
+/// are flags (nested, byte order) and are ignored.
 pub fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     whole_attribute(attributes, wanted).and_then(|whole| whole.get(4..))
 }
 
-/// The same with its header.
-pub fn whole_attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    const FLAGS: u16 = 0xc000;
-    loop {
-        let length = usize::from(u16::from_ne_bytes(attributes.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(attributes.get(2..4)?.try_into().ok()?);
-        let whole = attributes.get(..length).filter(|_| length >= 4)?;
-        if kind & !FLAGS == wanted {
-            return Some(whole);
-        }
-        attributes = attributes.get(aligned(length)..)?;
-    }
+/// The first attribute of a type with its header.
+pub fn whole_attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    all_attributes(attributes).find_map(|(kind, whole)| (kind == wanted).then_some(whole))
 }
 
-/// The address that these bytes are, which tell by their number of which family.
+/// All attributes up to the first malformed one: type and bytes with header.
+pub fn all_attributes(mut attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    const FLAGS: u16 = 0xc000;
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(attributes, 0)?);
+        let kind = u16_at(attributes, 2)? & !FLAGS;
+        let whole = attributes.get(..length).filter(|_| length >= 4)?;
+        attributes = attributes.get(aligned(length)..).unwrap_or_default();
+        Some((kind, whole))
+    })
+}
+
+/// An attribute as the kernel reads it, padded to a multiple of four bytes.
+pub fn encoded(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(aligned(bytes.len()), 0);
+    bytes
+}
+
+/// An attribute that holds attributes.
+pub fn nested(kind: u16, attributes: &[Vec<u8>]) -> Vec<u8> {
+    const NLA_F_NESTED: u16 = 0x8000;
+    encoded(kind | NLA_F_NESTED, &attributes.concat())
+}
+
+/// The address in 4 or 16 bytes.
 pub fn address(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
@@ -235,67 +330,126 @@ pub fn aligned(length: usize) -> usize {
 pub mod tests {
     use super::*;
 
-    pub fn message(kind: u16, attributes: &[u8]) -> Vec<u8> {
-        question(
-            Subsystem::Netfilter,
+    fn message(kind: u16, flags: u16, attributes: &[u8]) -> Vec<u8> {
+        let message = Message {
             kind,
-            Family::Ipv4,
-            Kind::Dump,
+            family: Family::Ipv4,
             attributes,
-        )
+        };
+        encode(Subsystem::Netfilter, message, flags)
     }
 
-    pub fn encoded(kind: u16, value: &[u8]) -> Vec<u8> {
-        let length = u16::try_from(4 + value.len()).unwrap();
-        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
-        bytes.extend(value);
-        bytes.resize(aligned(bytes.len()), 0);
-        bytes
+    /// A kernel that gives these answers, one packet each.
+    pub struct Scripted {
+        pub sent: Vec<Vec<u8>>,
+        packets: Vec<Vec<u8>>,
+        packet: Vec<u8>,
     }
 
-    fn seen(packet: &[u8]) -> (Vec<Vec<u8>>, io::Result<ControlFlow<()>>) {
-        let mut seen = Vec::new();
-        let ended = answers(Subsystem::Netfilter, packet, &mut |attributes| {
-            seen.push(attribute(attributes, 1).unwrap_or_default().to_vec());
+    impl Channel for Scripted {
+        fn send(&mut self, message: &[u8]) -> io::Result<()> {
+            self.sent.push(message.to_vec());
+            Ok(())
+        }
+
+        fn receive(&mut self) -> io::Result<&[u8]> {
+            if self.packets.is_empty() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.packet = self.packets.remove(0);
+            Ok(&self.packet)
+        }
+    }
+
+    fn scripted(packets: Vec<Vec<u8>>) -> Socket<Scripted> {
+        Socket {
+            subsystem: Subsystem::Netfilter,
+            channel: Scripted {
+                sent: Vec::new(),
+                packets,
+                packet: Vec::new(),
+            },
+        }
+    }
+
+    fn names(socket: &mut Socket<Scripted>) -> io::Result<Vec<String>> {
+        let message = Message {
+            kind: 0x0a01,
+            family: Family::Ipv4,
+            attributes: &[],
+        };
+        socket.dump(message, &Vec::new(), |found, attributes| {
+            let name = attribute(attributes, 1).unwrap_or_default();
+            found.push(String::from_utf8_lossy(name).into_owned());
             ControlFlow::Continue(())
-        });
-        (seen, ended)
+        })
+    }
+
+    fn item(flags: u16, name: &str) -> Vec<u8> {
+        let attributes = [encoded(2, b"\0\0\0\0"), encoded(1, name.as_bytes())];
+        message(0x0a00, flags, &attributes.concat())
+    }
+
+    fn done(flags: u16) -> Vec<u8> {
+        let mut packet = message(NLMSG_DONE, flags, &[]);
+        packet[HEADER..].copy_from_slice(&[0; 4]);
+        packet
     }
 
     #[test]
-    fn every_answer_of_a_packet_is_seen() {
-        let table = |name: &[u8]| {
-            message(
-                0x0a00,
-                &[encoded(2, b"\0\0\0\0"), encoded(1, name)].concat(),
-            )
-        };
-        let both = [table(b"filter\0"), table(b"nat\0")].concat();
-        let (names, ended) = seen(&both);
-        assert_eq!(names, [b"filter\0".to_vec(), b"nat\0".to_vec()]);
-        assert!(ended.unwrap().is_continue());
-        let (names, ended) = seen(&[table(b"raw\0"), message(NLMSG_DONE, &[])].concat());
-        assert_eq!(names.len(), 1);
-        assert!(ended.unwrap().is_break());
+    fn every_item_of_every_packet_is_read() {
+        let packets = vec![
+            [item(2, "filter"), item(2, "nat")].concat(),
+            [item(2, "raw"), done(2)].concat(),
+        ];
+        let mut socket = scripted(packets);
+        assert_eq!(names(&mut socket).unwrap(), ["filter", "nat", "raw"]);
+        assert_eq!(socket.channel.sent.len(), 1);
     }
 
     #[test]
-    fn errors_are_the_kernels_own_and_zero_is_none() {
-        let acknowledged = |code: i32| {
-            let mut packet = message(NLMSG_ERROR, &[0; 16]);
+    fn an_interrupted_dump_is_repeated() {
+        let intr = 2 | NLM_F_DUMP_INTR;
+        // The flag may stand on an item, or on the end alone.
+        for interrupted in [
+            vec![item(2, "old"), item(intr, "half"), done(2)],
+            vec![item(2, "old"), done(intr)],
+        ] {
+            let whole = vec![[item(2, "new"), done(2)].concat()];
+            let mut socket = scripted([interrupted, whole].concat());
+            assert_eq!(names(&mut socket).unwrap(), ["new"]);
+            assert_eq!(socket.channel.sent.len(), 2);
+        }
+        let all = vec![done(intr); 100];
+        let error = names(&mut scripted(all)).unwrap_err().to_string();
+        assert!(error.contains("during each of 10 attempts"), "{error}");
+    }
+
+    #[test]
+    fn errors_are_the_kernels_own_and_zero_is_an_acknowledgement() {
+        let ordered = |code: i32| {
+            let mut packet = message(NLMSG_ERROR, 0, &[0; 16]);
             packet[16..20].copy_from_slice(&code.to_ne_bytes());
-            seen(&packet).1
+            let message = Message {
+                kind: 0x0102,
+                family: Family::Ipv4,
+                attributes: &[],
+            };
+            scripted(vec![packet]).order(message)
         };
-        assert!(acknowledged(0).unwrap().is_break());
-        assert_eq!(acknowledged(-2).unwrap_err().raw_os_error(), Some(2));
-        assert!(acknowledged(i32::MIN).is_err());
+        assert!(ordered(0).is_ok());
+        assert_eq!(ordered(-2).unwrap_err().raw_os_error(), Some(2));
+        assert!(ordered(i32::MIN).is_err());
     }
 
     #[test]
-    fn a_packet_cut_anywhere_is_not_believed() {
-        let whole = message(0x0a00, &encoded(1, b"nat\0"));
+    fn a_packet_cut_anywhere_is_refused() {
+        let whole = item(2, "nat");
         for cut in 1..whole.len() {
-            assert!(seen(&whole[..cut]).1.is_err(), "{cut}");
+            assert!(
+                names(&mut scripted(vec![whole[..cut].to_vec()])).is_err(),
+                "{cut}"
+            );
         }
         for cut in 0..12 {
             attribute(&encoded(1, b"12345678")[..cut], 1);

@@ -6,7 +6,7 @@
 
 use std::ops::ControlFlow;
 
-use super::netlink::{Kind, Socket, Subsystem, attribute};
+use super::netlink::{Message, Socket, Subsystem, attribute};
 use crate::netfilter::{Family, Table};
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -15,34 +15,36 @@ const NFT_MSG_GETRULE: u16 = 7;
 /// The first attribute of both tables and rules is the name of the table.
 const NFTA_TABLE: u16 = 1;
 
-/// Whether there is such a table. `None` when the kernel does not say.
+/// Returns true if there is such a table; `None` when the kernel does not say.
 pub fn has_table(family: Family, table: Table) -> Option<bool> {
-    tables_named(family, NFT_MSG_GETTABLE, &|name| name == table.as_str())
+    any_in_table(family, NFT_MSG_GETTABLE, &|name| name == table.as_str())
 }
 
-/// Whether any table that iptables-nft uses holds a rule. `None` when the
-/// kernel does not say.
+/// Returns true if any table that iptables-nft uses holds a rule; `None` when
+/// the kernel does not say.
 pub fn has_iptables_rules(family: Family) -> Option<bool> {
-    tables_named(family, NFT_MSG_GETRULE, &|name| {
+    any_in_table(family, NFT_MSG_GETRULE, &|name| {
         Table::from_name(name).is_some()
     })
 }
 
-/// Whether the kernel's list of tables, or of rules, has one whose table is
-/// named so.
-fn tables_named(family: Family, request: u16, wanted: &dyn Fn(&str) -> bool) -> Option<bool> {
-    let mut found = false;
-    let mut look = |attributes: &[u8]| match table_name(attributes).is_some_and(wanted) {
-        true => {
-            found = true;
-            ControlFlow::Break(())
-        }
-        false => ControlFlow::Continue(()),
+/// Searches the kernel's list of tables, or of rules, for an item whose table
+/// has a `wanted` name.
+fn any_in_table(family: Family, message: u16, wanted: &dyn Fn(&str) -> bool) -> Option<bool> {
+    let message = Message {
+        kind: NFNL_SUBSYS_NFTABLES << 8 | message,
+        family,
+        attributes: &[],
     };
-    let question = (NFNL_SUBSYS_NFTABLES, request);
     let mut socket = Socket::open(Subsystem::Netfilter).ok()?;
-    let asked = socket.ask(question, family, Kind::Dump, &[], &mut look);
-    asked.ok().map(|()| found)
+    let found = socket.dump(message, &false, |found, attributes| {
+        *found = table_name(attributes).is_some_and(wanted);
+        match *found {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    found.ok()
 }
 
 fn table_name(attributes: &[u8]) -> Option<&str> {

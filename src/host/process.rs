@@ -1,67 +1,123 @@
 //! Starting programs: without a shell, in the C locale, with a time limit, and
-//! with what they said on stderr in the error.
+//! with the end of their stderr in the error.
+//!
+//! The calling thread feeds and drains all pipes itself (`poll`), so no thread
+//! is needed to write rules or to roll them back: at the limit of processes a
+//! thread could not be started.
 
 use std::error::Error;
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, BufReader, Read};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use duct::{Expression, Handle, cmd};
+use duct::{Handle, cmd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionbio};
 use rustix::pipe::fcntl_setpipe_size;
 
 use super::capabilities;
 
-/// What a finished program left behind.
+/// The capacity of a pipe in bytes, as far as the kernel allows it: a dump of
+/// ten thousand rules, so that `iptables-save` does not wait for its reader.
+/// It is the largest size that every user may ask for by default.
+const PIPE: usize = 1 << 20;
+
+/// Bytes that are read from a pipe at once.
+const BUFFER: usize = 1 << 16;
+
+/// Receives the output of a program, piece by piece.
+pub type Sink<'a> = &'a mut dyn FnMut(&[u8]);
+
+/// A program that could not be started: there is no such file, or no process
+/// or pipe can be had. A later attempt may succeed.
+#[derive(Debug)]
+pub struct CannotStart {
+    program: PathBuf,
+    error: io::Error,
+}
+
+impl fmt::Display for CannotStart {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            out,
+            "cannot start `{}`: {}",
+            self.program.display(),
+            self.error
+        )
+    }
+}
+
+impl Error for CannotStart {}
+
+/// A program that a signal ended.
+#[derive(Debug)]
+pub struct Crashed(String);
+
+impl fmt::Display for Crashed {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl Error for Crashed {}
+
+/// A finished program.
 pub struct Finished {
-    /// Its exit code; `None` when a signal ended it.
+    program: PathBuf,
+    /// The exit code; `None` when a signal ended the program.
     pub code: Option<i32>,
-    /// What it said.
+    /// The last lines of stderr, on one line.
     pub stderr: String,
 }
 
-fn command(program: &Path, arguments: &[&OsStr]) -> Expression {
-    cmd(program, arguments)
-        .env("LC_ALL", "C")
-        .stderr_capture()
-        .unchecked()
+impl Finished {
+    /// # Errors
+    /// Unless the exit code is 0, see [`Self::failure`].
+    pub fn success(self) -> Result<()> {
+        match self.code {
+            Some(0) => Ok(()),
+            _ => Err(self.failure()),
+        }
+    }
+
+    /// The error of a program that failed, with the capability that may be
+    /// missing; [`Crashed`] when a signal ended it.
+    pub fn failure(&self) -> anyhow::Error {
+        let ended = match self.code {
+            Some(code) => format!("exit code {code}"),
+            None => "ended by a signal".to_owned(),
+        };
+        let mut said = format!("`{}` failed ({ended})", self.program.display());
+        if !self.stderr.is_empty() {
+            said = format!("{said}: {}", self.stderr);
+        }
+        match self.code {
+            Some(_) => anyhow!("{said}{}", capabilities::lacking()),
+            None => Crashed(said).into(),
+        }
+    }
 }
 
-/// Runs a program to its end with that input.
-///
-/// # Errors
-/// When it cannot be started, or took longer than `limit` and was killed.
-pub fn run(
-    program: &Path,
-    arguments: &[&OsStr],
-    input: &[u8],
+/// A started program. It is killed when it is dropped before it was finished.
+pub struct Process {
+    program: PathBuf,
+    running: Running,
+    input: Option<PipeWriter>,
+    output: Option<PipeReader>,
+    errors: Option<PipeReader>,
     limit: Duration,
-) -> Result<Finished> {
-    let command = command(program, arguments).stdin_bytes(input).stdout_null();
-    let started = command.start();
-    let running = started.with_context(|| format!("cannot start `{}`", program.display()))?;
-    let running = Running(running);
-    let finished = running.0.wait_timeout(limit);
-    let finished = finished.with_context(|| format!("waiting for `{}`", program.display()))?;
-    let Some(output) = finished else {
-        return Err(too_long(program, limit));
-    };
-    Ok(Finished {
-        code: output.status.code(),
-        stderr: last_lines(&output.stderr),
-    })
 }
 
-/// A program that is ended when nobody waits for it any more.
+/// Kills and reaps the program when it is dropped.
 struct Running(Handle);
 
 impl Drop for Running {
-    /// What it has begun in the kernel it brings to an end even then, and until
-    /// it has, what is read is not what will be.
+    /// The kernel completes a system call of a killed program. Only after that
+    /// a dump shows the final state.
     fn drop(&mut self) {
         const LONGEST: Duration = Duration::from_secs(10);
         self.0.kill().ok();
@@ -69,176 +125,280 @@ impl Drop for Running {
     }
 }
 
-/// A program whose output is to be read.
-pub struct Started {
-    program: PathBuf,
-    running: Running,
-    output: io::PipeReader,
-    limit: Duration,
-}
+impl Process {
+    /// Starts a program with pipes for all three streams. Its time limit runs
+    /// from the moment it is waited for.
+    ///
+    /// # Errors
+    /// [`CannotStart`].
+    pub fn start(program: &Path, arguments: &[&OsStr], limit: Duration) -> Result<Self> {
+        Self::start_with_pipes(program, arguments, limit).map_err(|error| {
+            let program = program.to_owned();
+            CannotStart { program, error }.into()
+        })
+    }
 
-/// Starts a program without input. Its time runs from when it is waited for. It
-/// is ended when its output is not wanted after all.
-///
-/// # Errors
-/// When it cannot be started.
-pub fn start(program: &Path, arguments: &[&OsStr], limit: Duration) -> Result<Started> {
-    let starting = || format!("cannot start `{}`", program.display());
-    let (reader, writer) = io::pipe().with_context(starting)?;
-    // A smaller pipe is only slower.
-    fcntl_setpipe_size(&reader, PIPE).ok();
-    // The other end of the pipe must not outlive this statement here.
-    let handle = command(program, arguments)
-        .stdin_null()
-        .stdout_file(writer)
-        .start()
-        .with_context(starting)?;
-    Ok(Started {
-        program: program.to_owned(),
-        running: Running(handle),
-        output: reader,
-        limit,
-    })
-}
+    fn start_with_pipes(program: &Path, arguments: &[&OsStr], limit: Duration) -> io::Result<Self> {
+        let (stdin, input) = io::pipe()?;
+        let (output, stdout) = io::pipe()?;
+        let (errors, stderr) = io::pipe()?;
+        // A smaller pipe is only slower.
+        fcntl_setpipe_size(&input, PIPE).ok();
+        fcntl_setpipe_size(&output, PIPE).ok();
+        ioctl_fionbio(&input, true)?;
+        // The child's ends are dropped here with the expression.
+        let handle = cmd(program, arguments)
+            .env("LC_ALL", "C")
+            .stdin_file(stdin)
+            .stdout_file(stdout)
+            .stderr_file(stderr)
+            .unchecked()
+            .start()?;
+        Ok(Self {
+            program: program.to_owned(),
+            running: Running(handle),
+            input: Some(input),
+            output: Some(output),
+            errors: Some(errors),
+            limit,
+        })
+    }
 
-impl Started {
-    /// Whether it has closed its output, all of which waits in the pipe then.
+    /// Returns true when the program has closed its output, all of which waits
+    /// in the pipe then.
     pub fn has_printed(&self) -> bool {
-        let mut pipe = [PollFd::new(&self.output, PollFlags::empty())];
+        let Some(output) = &self.output else {
+            return true;
+        };
+        let mut pipe = [PollFd::new(output, PollFlags::empty())];
         poll(&mut pipe, Some(&Timespec::default())).is_ok()
             && pipe[0].revents().contains(PollFlags::HUP)
     }
 
-    /// Hands the output to `consume` as it comes.
+    /// Feeds `input`, calls `meanwhile` once the program has all of it, and
+    /// waits for the end. The output is discarded.
     ///
     /// # Errors
-    /// When the program fails, or took longer than its limit and was killed. Its
-    /// own error comes before that of `consume`, which is mostly its consequence.
-    pub fn consume<T>(self, consume: impl FnOnce(&mut Output) -> Result<T>) -> Result<T> {
-        let deadline = Instant::now() + self.limit;
-        let output = Unhurried::new(self.output, deadline);
-        let mut output = BufReader::with_capacity(BUFFER, output);
-        let consumed = consume(&mut output);
-        // A consumer that gave up early must not leave the program writing to nobody.
-        io::copy(&mut output, &mut io::sink()).ok();
-        let finished = self.running.0.wait_deadline(deadline);
-        match finished.with_context(|| format!("waiting for `{}`", self.program.display()))? {
-            Some(finished) if finished.status.success() => consumed,
-            Some(finished) => Err(failure(
-                &self.program,
-                &last_lines(&finished.stderr),
-                finished.status.code(),
-            )),
-            None => Err(too_long(&self.program, self.limit)),
+    /// When the program ran longer than its limit and was killed.
+    pub fn feed(self, input: &[u8], meanwhile: &mut dyn FnMut()) -> Result<Finished> {
+        let mut discard = |_: &[u8]| ();
+        let mut session = Session::new(self, input, &mut discard);
+        while session.is_feeding() && session.is_in_time() {
+            session.wait_and_serve()?;
         }
+        meanwhile();
+        while session.is_open() && session.is_in_time() {
+            session.wait_and_serve()?;
+        }
+        session.finish()
+    }
+
+    /// Drains the output into `sink` and waits for the end.
+    ///
+    /// # Errors
+    /// When the program ran longer than its limit and was killed.
+    pub fn drain(self, sink: Sink) -> Result<Finished> {
+        let mut session = Session::new(self, b"", sink);
+        while session.is_open() && session.is_in_time() {
+            session.wait_and_serve()?;
+        }
+        session.finish()
     }
 }
 
-/// What a program prints, as it comes.
-pub type Output = BufReader<Unhurried>;
-
-/// How much is taken from the pipe at once.
-const BUFFER: usize = 1 << 16;
-
-/// How much the pipe holds, if the kernel lets us have it: a dump of ten
-/// thousand rules, so that a program that prints one does not have to wait for
-/// us in between. It is the most that anybody may ask for by default.
-const PIPE: usize = 1 << 20;
-
-/// Reads a long output in few large pieces, until its deadline.
+/// Drains several programs at the same time, each into its sink.
 ///
-/// A program that prints megabytes does so 4 KiB at a time, and would have to
-/// wake a waiting reader each time; on a host with 20,000 rules that costs a
-/// sixth of the time that `iptables-save` takes. So once much has come, the
-/// reader does something else for a moment when it has caught up.
-pub struct Unhurried {
-    inner: io::PipeReader,
+/// # Errors
+/// For each program as [`Process::drain`].
+pub fn drain_all<'a>(
+    processes: impl IntoIterator<Item = (Process, Sink<'a>)>,
+) -> Vec<Result<Finished>> {
+    let sessions = processes.into_iter();
+    let mut sessions: Vec<_> = sessions
+        .map(|(process, sink)| Session::new(process, b"", sink))
+        .collect();
+    while sessions.iter().any(Session::is_waited_for) {
+        if let Err(error) = wait_for(&sessions) {
+            let failed = |_| Err(anyhow!("waiting for a program: {error}"));
+            return sessions.iter().map(failed).collect();
+        }
+        for session in sessions.iter_mut().filter(|one| one.is_waited_for()) {
+            session.serve();
+        }
+    }
+    sessions.into_iter().map(Session::finish).collect()
+}
+
+/// A program whose pipes are being served.
+struct Session<'a> {
+    process: Process,
+    rest: &'a [u8],
+    sink: Sink<'a>,
+    stderr: Vec<u8>,
+    buffer: Vec<u8>,
     deadline: Instant,
     taken: usize,
     caught_up: bool,
-    ended: bool,
 }
 
-impl Unhurried {
-    fn new(inner: io::PipeReader, deadline: Instant) -> Self {
-        Self {
-            inner,
-            deadline,
+impl<'a> Session<'a> {
+    fn new(process: Process, input: &'a [u8], sink: Sink<'a>) -> Self {
+        let mut session = Self {
+            deadline: Instant::now() + process.limit,
+            process,
+            rest: input,
+            sink,
+            stderr: Vec::new(),
+            buffer: vec![0; BUFFER],
             taken: 0,
-            caught_up: true,
-            ended: false,
+            caught_up: false,
+        };
+        if input.is_empty() {
+            session.process.input = None;
         }
+        session
     }
 
-    fn wait(&self) -> io::Result<()> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let limit = Timespec::try_from(left).map_err(io::Error::other)?;
-        let mut pipe = [PollFd::new(&self.inner, PollFlags::IN)];
-        let is_late = left.is_zero() || poll(&mut pipe, Some(&limit))? == 0;
-        match is_late {
-            true => Err(io::ErrorKind::TimedOut.into()),
-            false => Ok(()),
+    fn is_feeding(&self) -> bool {
+        self.process.input.is_some()
+    }
+
+    fn is_open(&self) -> bool {
+        self.is_feeding() || self.process.output.is_some() || self.process.errors.is_some()
+    }
+
+    fn is_in_time(&self) -> bool {
+        Instant::now() < self.deadline
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.is_open() && self.is_in_time()
+    }
+
+    fn pipes(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let Process {
+            input,
+            output,
+            errors,
+            ..
+        } = &self.process;
+        let input = input.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::OUT));
+        let readers = [output, errors].into_iter().flatten();
+        let readers = readers.map(|pipe| PollFd::new(pipe, PollFlags::IN));
+        input.into_iter().chain(readers)
+    }
+
+    fn wait_and_serve(&mut self) -> io::Result<()> {
+        wait_for(std::slice::from_ref(self))?;
+        self.serve();
+        Ok(())
+    }
+
+    /// Writes and reads as much as is possible without waiting. A pipe that
+    /// fails is closed: the program's own error says more.
+    fn serve(&mut self) {
+        if let Some(pipe) = &mut self.process.input {
+            match pipe.write(self.rest) {
+                Ok(written) => self.rest = &self.rest[written..],
+                Err(error) if may_go_on(&error) => {}
+                Err(_) => self.rest = &[],
+            }
+            if self.rest.is_empty() {
+                self.process.input = None;
+            }
         }
+        let taken = &mut self.taken;
+        let caught_up = &mut self.caught_up;
+        let sink = &mut self.sink;
+        let buffer = &mut self.buffer;
+        read_ready(&mut self.process.output, buffer, &mut |piece| {
+            *taken += piece.len();
+            *caught_up = piece.len() < BUFFER;
+            sink(piece);
+        });
+        let stderr = &mut self.stderr;
+        read_ready(&mut self.process.errors, buffer, &mut |piece| {
+            const MOST: usize = 1 << 16;
+            stderr.extend_from_slice(piece);
+            let surplus = stderr.len().saturating_sub(MOST);
+            stderr.drain(..surplus);
+        });
+    }
+
+    /// Waits for the end of a program whose pipes are closed.
+    fn finish(self) -> Result<Finished> {
+        let process = self.process;
+        let waited = process.running.0.wait_deadline(self.deadline);
+        let waited =
+            waited.with_context(|| format!("waiting for `{}`", process.program.display()))?;
+        let code = match waited {
+            Some(output) => output.status.code(),
+            None => {
+                return Err(anyhow!(
+                    "`{}` took longer than {} seconds and was killed",
+                    process.program.display(),
+                    process.limit.as_secs()
+                ));
+            }
+        };
+        Ok(Finished {
+            program: process.program,
+            code,
+            stderr: last_lines(&self.stderr),
+        })
     }
 }
 
-impl Read for Unhurried {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        const MUCH: usize = 1 << 17;
-        const MOMENT: Duration = Duration::from_micros(100);
-        if self.ended {
-            return Ok(0);
-        }
-        if self.taken > MUCH && self.caught_up {
-            thread::sleep(MOMENT);
-        }
-        self.wait()?;
-        let count = self.inner.read(buffer)?;
-        self.taken += count;
-        self.caught_up = count < buffer.len();
-        self.ended = count == 0;
-        Ok(count)
+/// Waits until one of the pipes is ready, or the first deadline has passed.
+///
+/// A program that prints megabytes does so 4 KiB at a time, and would have to
+/// wake a waiting reader each time. On a host with 20,000 rules that costs a
+/// sixth of the time of `iptables-save`. So after much output a reader that has
+/// caught up pauses for a moment (`benches/noop.py`).
+fn wait_for(sessions: &[Session]) -> io::Result<()> {
+    const MUCH: usize = 1 << 17;
+    const MOMENT: Duration = Duration::from_micros(100);
+    let open = || sessions.iter().filter(|session| session.is_waited_for());
+    if open().any(|session| session.taken > MUCH && session.caught_up) {
+        thread::sleep(MOMENT);
+    }
+    let Some(deadline) = open().map(|session| session.deadline).min() else {
+        return Ok(());
+    };
+    let left = deadline.saturating_duration_since(Instant::now());
+    let left = Timespec::try_from(left).map_err(io::Error::other)?;
+    let mut pipes: Vec<PollFd> = open().flat_map(Session::pipes).collect();
+    match poll(&mut pipes, Some(&left)) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
-fn too_long(program: &Path, limit: Duration) -> anyhow::Error {
-    anyhow!(
-        "`{}` took longer than {} seconds and was killed",
-        program.display(),
-        limit.as_secs()
+/// Reads from a pipe if it has something. A closed one becomes `None`.
+fn read_ready(pipe: &mut Option<PipeReader>, buffer: &mut [u8], take: Sink) {
+    let Some(open) = pipe else {
+        return;
+    };
+    let mut ready = [PollFd::new(&*open, PollFlags::IN)];
+    if !poll(&mut ready, Some(&Timespec::default())).is_ok_and(|count| count > 0) {
+        return;
+    }
+    match open.read(buffer) {
+        Ok(0) => *pipe = None,
+        Ok(count) => take(&buffer[..count]),
+        Err(error) if may_go_on(&error) => {}
+        Err(_) => *pipe = None,
+    }
+}
+
+fn may_go_on(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
     )
 }
 
-/// A program was ended by a signal.
-#[derive(Debug)]
-pub struct Crashed(String);
-
-impl fmt::Display for Crashed {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl Error for Crashed {}
-
-/// The error of a program that did not end well, with the right that may be
-/// missing; [`Crashed`] where it has no exit code.
-pub fn failure(program: &Path, stderr: &str, code: Option<i32>) -> anyhow::Error {
-    let ended = match code {
-        Some(code) => format!("exit code {code}"),
-        None => "ended by a signal".to_owned(),
-    };
-    let mut said = format!("`{}` failed ({ended})", program.display());
-    if !stderr.is_empty() {
-        said = format!("{said}: {stderr}");
-    }
-    match code {
-        Some(_) => anyhow!("{said}{}", capabilities::lacking()),
-        None => Crashed(said).into(),
-    }
-}
-
-/// The end of what a program said, on one line.
+/// The last lines of a program's stderr, on one line.
 fn last_lines(stderr: &[u8]) -> String {
     const MOST: usize = 6;
     let text = String::from_utf8_lossy(stderr);
@@ -254,26 +414,66 @@ fn last_lines(stderr: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    fn start(program: &str, arguments: &[&str], limit: Duration) -> Process {
+        let arguments: Vec<&OsStr> = arguments.iter().map(OsStr::new).collect();
+        Process::start(Path::new(program), &arguments, limit).unwrap()
+    }
+
     /// Names may be looked up for longer than a program may take.
     #[test]
-    fn what_was_printed_long_ago_is_not_late() {
+    fn the_time_limit_runs_from_the_wait() {
         let limit = Duration::from_secs(1);
-        let arguments = ["printed"].map(OsStr::new);
-        let started = start(Path::new("/bin/echo"), &arguments, limit).unwrap();
+        let process = start("/bin/echo", &["printed"], limit);
         thread::sleep(2 * limit);
-        assert!(started.has_printed());
-        let read = started.consume(|output| Ok(io::read_to_string(output)?));
-        assert_eq!(read.unwrap(), "printed\n");
+        assert!(process.has_printed());
+        let mut text = Vec::new();
+        let finished = process.drain(&mut |piece| text.extend_from_slice(piece));
+        assert_eq!(finished.unwrap().code, Some(0));
+        assert_eq!(text, b"printed\n");
     }
 
     #[test]
-    fn what_is_not_waited_for_any_more_has_ended() {
-        let limit = Duration::from_secs(60);
-        let arguments = ["60"].map(OsStr::new);
-        let started = start(Path::new("/bin/sleep"), &arguments, limit).unwrap();
-        assert!(!started.has_printed());
-        let child = started.running.0.pids()[0];
-        drop(started);
+    fn dropping_a_process_kills_it() {
+        let process = start("/bin/sleep", &["60"], Duration::from_secs(60));
+        assert!(!process.has_printed());
+        let child = process.running.0.pids()[0];
+        drop(process);
         assert!(!Path::new(&format!("/proc/{child}")).exists());
+    }
+
+    #[test]
+    fn a_process_that_runs_too_long_is_killed() {
+        let limit = Duration::from_millis(200);
+        for arguments in [["-c", "sleep 60"], ["-c", "exec >&- 2>&-; sleep 60"]] {
+            let ended = start("/bin/sh", &arguments, limit).drain(&mut |_| ());
+            let error = ended.err().unwrap().to_string();
+            assert!(error.contains("took longer than"), "{error}");
+        }
+    }
+
+    /// More than any pipe holds, in both directions.
+    #[test]
+    fn large_input_and_output_pass_at_the_same_time() {
+        let input = vec![b'x'; 5 * PIPE];
+        let limit = Duration::from_secs(60);
+        let (mut count, mut fed) = (0, false);
+        let mut sink = |piece: &[u8]| count += piece.len();
+        let mut session = Session::new(start("/bin/cat", &[], limit), &input, &mut sink);
+        while session.is_open() {
+            session.wait_and_serve().unwrap();
+        }
+        assert_eq!(session.finish().unwrap().code, Some(0));
+        assert_eq!(count, input.len());
+        // A program that does not read its input ends it.
+        let finished = start("/bin/true", &[], limit).feed(&input, &mut || fed = true);
+        assert_eq!(finished.unwrap().code, Some(0));
+        assert!(fed);
+    }
+
+    #[test]
+    fn a_program_that_is_missing_cannot_be_started() {
+        let error = Process::start(Path::new("/nowhere"), &[], Duration::ZERO);
+        let error = error.err().unwrap().context("reading");
+        assert!(error.is::<CannotStart>(), "{error:#}");
     }
 }

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::{Variant, process};
-use crate::netfilter::Family;
-use crate::request::VariantChoice;
+use super::process::Process;
+use crate::netfilter::{Family, Variant};
 
 /// Finds a program as Ansible does: in the absolute directories of PATH, then
 /// where administrators' programs are on every distribution.
@@ -43,16 +42,15 @@ impl Programs {
     ///
     /// # Errors
     /// When there is no iptables of the variant asked for: what to install.
-    pub fn choose(choice: VariantChoice) -> Result<Self> {
+    pub fn choose(choice: Option<Variant>) -> Result<Self> {
         let plain = find("iptables-save")
             .map(|path| variant_of(&path))
             .transpose()?;
         let named =
             |variant: Variant| find(&format!("iptables-{}-save", variant.as_str())).is_some();
         let wanted = match choice {
-            VariantChoice::Auto => [Variant::Nft, Variant::Legacy].as_slice(),
-            VariantChoice::Nft => &[Variant::Nft],
-            VariantChoice::Legacy => &[Variant::Legacy],
+            None => vec![Variant::Nft, Variant::Legacy],
+            Some(variant) => vec![variant],
         };
         if let Some(variant) = plain.filter(|variant| wanted.contains(variant)) {
             return Ok(Self {
@@ -95,11 +93,10 @@ impl Programs {
     }
 }
 
-fn missing(choice: VariantChoice) -> String {
-    let which = match choice {
-        VariantChoice::Auto => String::new(),
-        other => format!(" of variant `{}`", other.as_str()),
-    };
+fn missing(choice: Option<Variant>) -> String {
+    let which = choice.map_or_else(String::new, |variant| {
+        format!(" of variant `{}`", variant.as_str())
+    });
     format!(
         "there is no `iptables-save`{which} in PATH, /sbin, /usr/sbin or /usr/local/sbin; \
          install the package `iptables` (Debian, Ubuntu, Alpine, Arch, SUSE), `iptables-nft` or `iptables-legacy` (Fedora, RHEL)"
@@ -121,22 +118,16 @@ fn variant_of(save: &Path) -> Result<Variant> {
 /// no option `--version`: 1.6.0 prints a dump nevertheless, 1.6.2 ends with an error.
 fn asked(save: &Path) -> Result<Variant> {
     const LIMIT: Duration = Duration::from_secs(10);
-    let read = |output: &mut process::Output| {
-        let mut text = String::new();
-        std::io::Read::read_to_string(output, &mut text)?;
-        Ok(text)
-    };
-    let asked = process::start(save, &[OsStr::new("--version")], LIMIT)?.consume(read);
-    match asked {
-        Ok(version) if version.contains("(nf_tables)") => Ok(Variant::Nft),
-        Ok(_) => Ok(Variant::Legacy),
-        Err(error)
-            if error
-                .to_string()
-                .contains("unrecognized option '--version'") =>
-        {
-            Ok(Variant::Legacy)
-        }
-        Err(error) => Err(error),
+    let mut text = Vec::new();
+    let process = Process::start(save, &[OsStr::new("--version")], LIMIT)?;
+    let finished = process.drain(&mut |piece| text.extend_from_slice(piece))?;
+    let knows_no_version = finished.stderr.contains("unrecognized option '--version'");
+    if knows_no_version {
+        return Ok(Variant::Legacy);
+    }
+    finished.success()?;
+    match String::from_utf8_lossy(&text).contains("(nf_tables)") {
+        true => Ok(Variant::Nft),
+        false => Ok(Variant::Legacy),
     }
 }

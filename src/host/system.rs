@@ -1,29 +1,28 @@
-//! This host.
+//! The host that this program runs on.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, ErrorKind};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::lock::xtables_held;
+use super::process::{Crashed, Finished, Process, Sink, drain_all};
 use super::programs::Programs;
-use super::{Host, Lock, PendingRead, Query, Scope, Variant};
-use super::{boot, conntrack, facts, files, nftables, process};
-use crate::effects::{ConntrackEntry, setting};
+use super::{Facts, Host, Lock, PendingRead, Query, Questions, ReplyFilter, Scope};
+use super::{boot, conntrack, facts, files, forwarding_sysctl, nftables};
+use crate::netfilter::dump::DumpReader;
 use crate::netfilter::ruleset::Ruleset;
-use crate::netfilter::{Family, Table};
-use crate::preflight::{Facts, Questions};
-use crate::request::VariantChoice;
+use crate::netfilter::{ConntrackEntry, Family, Name, Table, Variant};
 
-/// Programs are given this long besides the time that they may wait for locks.
+/// The time limit of a program, beside the time that it may wait for locks.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often to start an `iptables-save` that crashes.
+/// Attempts at an `iptables-save` that crashes.
 const SAVES: u32 = 3;
 
 /// The host that this program runs on.
@@ -31,26 +30,27 @@ const SAVES: u32 = 3;
 pub struct System {
     programs: Programs,
     wait: u32,
-    /// How each interface was forwarded before we switched forwarding on.
-    interfaces: Mutex<BTreeMap<Family, Vec<(PathBuf, bool)>>>,
+    /// The forwarding of each interface before we switched it on.
+    interfaces: RefCell<BTreeMap<Family, Vec<(PathBuf, bool)>>>,
 }
 
 impl System {
-    /// Settles on a variant; `wait` is how many seconds to wait for locks.
+    /// Settles on a variant; `wait` is the time to wait for locks, in seconds.
     ///
     /// # Errors
-    /// When there is no such iptables: what to install.
-    pub fn open(choice: VariantChoice, wait: u32) -> Result<Self> {
+    /// When there is no such iptables; names the package to install.
+    pub fn open(choice: Option<Variant>, wait: u32) -> Result<Self> {
         Ok(Self {
             programs: Programs::choose(choice)?,
             wait: wait.max(1),
-            interfaces: Mutex::default(),
+            interfaces: RefCell::default(),
         })
     }
 
-    /// Nothing is started where there can be nothing to read.
-    fn start_save(&self, family: Family, look: Query<'_>) -> Result<Option<process::Started>> {
-        let table = match look.scope {
+    /// Starts a dump; `None` where no table exists that could be read.
+    fn start_save(&self, query: Query) -> Result<Option<Process>> {
+        let Query { family, scope, .. } = query;
+        let table = match scope {
             Scope::All => None,
             Scope::Only(table) => Some(table),
         };
@@ -58,22 +58,20 @@ impl System {
             return Ok(None);
         }
         let mut arguments = Vec::new();
-        if look.counters {
+        if query.counters {
             arguments.push(OsStr::new("-c"));
         }
         if let Some(table) = table {
             arguments.extend(["-t", table.as_str()].map(OsStr::new));
         }
         let program = self.programs.path(family, "save")?;
-        process::start(&program, &arguments, self.limit())
-            .map(Some)
-            .with_context(|| format!("reading the {} rules", family.title()))
+        Process::start(&program, &arguments, self.limit()).map(Some)
     }
 
-    /// The tables that are there and that a dump passes over. From 1.8.4 on
-    /// iptables-nft-save says so itself.
-    fn hidden(&self, family: Family, scope: Scope, found: &Ruleset) -> Vec<String> {
-        let wanted = match scope {
+    /// The tables that exist and that a dump omits. From 1.8.4 on
+    /// iptables-nft-save names them itself.
+    fn hidden(&self, query: Query, found: &Ruleset) -> Vec<String> {
+        let wanted = match query.scope {
             Scope::All => vec![Table::Nat, Table::Filter],
             Scope::Only(table) => vec![table],
         };
@@ -81,13 +79,13 @@ impl System {
             self.variant() == Variant::Nft
                 && found.unreadable.is_empty()
                 && !found.shown.contains(table)
-                && nftables::has_table(family, *table) == Some(true)
+                && nftables::has_table(query.family, *table) == Some(true)
         };
         let hidden = wanted.into_iter().filter(is_hidden);
         hidden.map(|table| table.as_str().to_owned()).collect()
     }
 
-    /// How long to wait for locks.
+    /// The time to wait for locks.
     fn patience(&self) -> Duration {
         Duration::from_secs(u64::from(self.wait))
     }
@@ -112,23 +110,30 @@ impl Host for System {
         Lock::take(self.patience())
     }
 
-    fn begin_read<'a>(&'a self, family: Family, look: Query<'a>) -> Box<dyn PendingRead + 'a> {
-        Box::new(Save {
+    fn begin_read<'a>(&'a self, name: &'a Name, queries: Vec<Query>) -> Box<dyn PendingRead + 'a> {
+        let start = |query| Save {
+            query,
+            process: self.start_save(query),
+        };
+        Box::new(Saves {
             host: self,
-            family,
-            look,
-            started: self.start_save(family, look),
+            name,
+            pending: queries.into_iter().map(start).collect(),
         })
     }
 
-    fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {
+    fn restore(
+        &self,
+        family: Family,
+        transaction: &[u8],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<()> {
         let program = self.programs.path(family, "restore")?;
-        let limit = self.limit();
         let wait = self.wait.to_string();
-        let run = |options: &[&str]| {
+        let mut run = |options: &[&str]| {
             let arguments = ["--noflush"].iter().chain(options).map(OsStr::new);
             let arguments: Vec<_> = arguments.collect();
-            process::run(&program, &arguments, transaction, limit)
+            Process::start(&program, &arguments, self.limit())?.feed(transaction, meanwhile)
         };
         let finished = match self.variant() {
             // It takes no lock. Until 1.8.1 it took the seconds for a file.
@@ -147,8 +152,8 @@ impl Host for System {
             Some(4) if finished.stderr.contains("xtables lock") => {
                 bail!("{}", xtables_held(self.patience()))
             }
-            code => {
-                let error = process::failure(&program, &finished.stderr, code);
+            _ => {
+                let error = finished.failure();
                 Err(match refused_line(&finished.stderr, transaction) {
                     Some(line) => anyhow!("{error}, at `{line}`"),
                     None => error,
@@ -174,28 +179,25 @@ impl Host for System {
     }
 
     fn set_forwarding(&self, family: Family, on: bool) -> Result<()> {
-        let doing = || format!("setting {} to {}", setting(family), u8::from(on));
-        let mut interfaces = self
-            .interfaces
-            .lock()
-            .map_err(|_| anyhow!("a thread panicked"))?;
-        let was = facts::set_forwarding(family, on).with_context(doing)?;
+        let doing = || format!("setting {} to {}", forwarding_sysctl(family), u8::from(on));
+        let before = facts::set_forwarding(family, on).with_context(doing)?;
+        let mut interfaces = self.interfaces.borrow_mut();
         match on {
             true => {
-                interfaces.insert(family, was);
+                interfaces.insert(family, before);
                 Ok(())
             }
             false => {
-                let were = interfaces.remove(&family).unwrap_or_default();
-                facts::set_interfaces(&were).with_context(doing)
+                let before = interfaces.remove(&family).unwrap_or_default();
+                facts::set_interfaces(&before).with_context(doing)
             }
         }
     }
 
-    /// What loads them at boot is `iptables-restore` by its plain name.
+    /// The program that loads them at boot is `iptables-restore` by its plain name.
     fn boot_files(&self) -> Result<BTreeMap<Family, PathBuf>> {
         let files = boot::files(Path::new("/"))?;
-        let at_boot = Programs::choose(VariantChoice::Auto)?.variant;
+        let at_boot = Programs::choose(None)?.variant;
         if at_boot != self.variant() {
             bail!(
                 "persist: at boot rules are loaded by `iptables-restore`, which is {} here, but `variant` is {}; \
@@ -211,13 +213,14 @@ impl Host for System {
         files::load(path)
     }
 
-    fn store(&self, path: &Path, text: Option<&[u8]>) -> Result<()> {
-        files::store(path, text)
+    fn store(&self, path: &Path, text: Option<&[u8]>, mode: u32) -> Result<()> {
+        files::store(path, text, mode)
     }
 
     fn connections(
         &self,
         family: Family,
+        filters: &[ReplyFilter],
         wanted: &dyn Fn(&ConntrackEntry) -> bool,
     ) -> Result<Vec<Vec<u8>>> {
         let listing = || {
@@ -226,59 +229,125 @@ impl Host for System {
                 family.title()
             )
         };
-        conntrack::translated(family, wanted).with_context(listing)
+        conntrack::translated(family, filters, wanted).with_context(listing)
     }
 
-    fn end(&self, family: Family, connections: &[Vec<u8>]) -> Result<()> {
+    fn delete_connections(&self, family: Family, identifiers: &[Vec<u8>]) -> Result<()> {
         let ending = || format!("ending {} connections", family.title());
-        conntrack::end(family, connections).with_context(ending)
+        conntrack::delete(family, identifiers).with_context(ending)
     }
 }
 
-/// An `iptables-save` that was started, unless there can be nothing to read.
-struct Save<'a> {
+/// Several dumps that were started at the same time.
+struct Saves<'a> {
     host: &'a System,
-    family: Family,
-    look: Query<'a>,
-    started: Result<Option<process::Started>>,
+    name: &'a Name,
+    pending: Vec<Save>,
 }
 
-impl Save<'_> {
-    fn read(&self, output: &mut process::Output) -> Result<Ruleset> {
-        let mut ruleset = Ruleset::read(output, self.look.name)?;
-        let hidden = self.host.hidden(self.family, self.look.scope, &ruleset);
-        ruleset.unreadable.extend(hidden);
-        Ok(ruleset)
-    }
+/// An `iptables-save` that was started, unless no table exists.
+struct Save {
+    query: Query,
+    process: Result<Option<Process>>,
 }
 
-impl PendingRead for Save<'_> {
+impl PendingRead for Saves<'_> {
     fn is_ready(&self) -> bool {
-        match &self.started {
-            Ok(Some(save)) => save.has_printed(),
+        self.pending.iter().all(|save| match &save.process {
+            Ok(Some(process)) => process.has_printed(),
             Ok(None) | Err(_) => true,
-        }
+        })
     }
 
-    fn finish(mut self: Box<Self>) -> Result<Ruleset> {
-        let mut started = std::mem::replace(&mut self.started, Ok(None));
-        for attempt in 1.. {
-            let Some(save) = started? else {
-                break;
-            };
-            match save.consume(|output| self.read(output)) {
-                // Until 1.8.4 iptables-nft-save crashes when rules change meanwhile.
-                Err(error) if attempt < SAVES && error.is::<process::Crashed>() => {
-                    started = self.host.start_save(self.family, self.look);
-                }
-                read => {
-                    let reading = || format!("reading the {} rules", self.family.title());
-                    return read.with_context(reading);
-                }
-            }
-        }
-        Ok(Ruleset::default())
+    fn finish(self: Box<Self>) -> Vec<Result<Ruleset>> {
+        let Self {
+            host,
+            name,
+            pending,
+        } = *self;
+        let complete = |(query, ruleset)| {
+            let read = retry_crashed(host, name, query, ruleset);
+            let mut found =
+                read.with_context(|| format!("reading the {} rules", query.family.title()))?;
+            let hidden = host.hidden(query, &found);
+            found.unreadable.extend(hidden);
+            Ok(found)
+        };
+        let dumps = pending.iter().map(|save| (save.query, save.is_dump()));
+        let dumps: Vec<_> = dumps.collect();
+        let rulesets = read_all(name, pending).into_iter();
+        dumps
+            .into_iter()
+            .zip(rulesets)
+            .map(|((query, is_dump), ruleset)| match is_dump {
+                true => complete((query, ruleset)),
+                false => ruleset,
+            })
+            .collect()
     }
+}
+
+impl Save {
+    /// Returns false where no table exists: its dump is known to be empty.
+    fn is_dump(&self) -> bool {
+        !matches!(self.process, Ok(None))
+    }
+}
+
+/// Until 1.8.4 iptables-nft-save crashes when rules change meanwhile.
+fn retry_crashed(
+    host: &System,
+    name: &Name,
+    query: Query,
+    mut ruleset: Result<Ruleset>,
+) -> Result<Ruleset> {
+    for _ in 1..SAVES {
+        if !ruleset.as_ref().is_err_and(anyhow::Error::is::<Crashed>) {
+            break;
+        }
+        let process = host.start_save(query);
+        let again = read_all(name, vec![Save { query, process }]);
+        ruleset = again.into_iter().next().unwrap_or(ruleset);
+    }
+    ruleset
+}
+
+/// Drains all dumps at the same time. The error of a program comes before that
+/// of its dump, which is mostly its consequence.
+fn read_all(name: &Name, saves: Vec<Save>) -> Vec<Result<Ruleset>> {
+    let mut readers: Vec<DumpReader> = saves.iter().map(|_| DumpReader::new(name)).collect();
+    let mut errors = Vec::new();
+    let mut running = Vec::new();
+    let mut sinks: Vec<_> = readers
+        .iter_mut()
+        .map(|reader| move |piece: &[u8]| reader.feed(piece))
+        .collect();
+    for ((at, save), sink) in saves.into_iter().enumerate().zip(&mut sinks) {
+        match save.process {
+            Ok(Some(process)) => running.push((at, process, sink as Sink)),
+            Ok(None) => {}
+            Err(error) => errors.push((at, error)),
+        }
+    }
+    let places: Vec<usize> = running.iter().map(|(at, ..)| *at).collect();
+    let finished = drain_all(
+        running
+            .into_iter()
+            .map(|(_, process, sink)| (process, sink)),
+    );
+    for (at, finished) in places.into_iter().zip(finished) {
+        if let Err(error) = finished.and_then(Finished::success) {
+            errors.push((at, error));
+        }
+    }
+    let mut rulesets: Vec<Result<Ruleset>> = readers
+        .into_iter()
+        .map(|reader| Ok(reader.finish()?))
+        .collect();
+    for (at, error) in errors {
+        rulesets[at] = Err(error);
+    }
+    rulesets
 }
 
 /// The tables that legacy iptables has in this network namespace, a line each;
@@ -315,25 +384,24 @@ fn legacy_rules(family: Family) -> bool {
     if legacy_tables(family).is_none_or(|names| names.trim().is_empty()) {
         return false;
     }
-    let Ok(programs) = Programs::choose(VariantChoice::Legacy) else {
+    let Ok(programs) = Programs::choose(Some(Variant::Legacy)) else {
         return true;
     };
     let Ok(program) = programs.path(family, "save") else {
         return true;
     };
-    let mentions_rule = |output: &mut process::Output| {
-        let mut found = false;
-        let mut line = Vec::new();
-        while output.read_until(b'\n', &mut line)? > 0 {
-            found |= line.starts_with(b"-A");
-            line.clear();
+    let (mut found, mut line_starts, mut dash) = (false, true, false);
+    let mut find_rule = |piece: &[u8]| {
+        for byte in piece {
+            found |= dash && *byte == b'A';
+            dash = line_starts && *byte == b'-';
+            line_starts = *byte == b'\n';
         }
-        Ok(found)
     };
-    let started = process::start(&program, &[], PATIENCE);
-    started
-        .and_then(|started| started.consume(mentions_rule))
-        .unwrap_or(true)
+    let drained = Process::start(&program, &[], PATIENCE)
+        .and_then(|process| process.drain(&mut find_rule))
+        .and_then(Finished::success);
+    drained.is_err() || found
 }
 
 /// The line of the transaction that `iptables-restore` complains of.

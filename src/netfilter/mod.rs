@@ -1,6 +1,9 @@
 //! The terms of netfilter that every room shares: families, tables, protocols,
 //! ports, matches, rules and rulesets.
 
+mod conntrack;
+pub mod dump;
+mod endpoint;
 mod family;
 mod name;
 mod network;
@@ -11,6 +14,8 @@ pub mod ruleset;
 pub mod shares;
 pub mod statistic;
 
+pub use conntrack::ConntrackEntry;
+pub use endpoint::Endpoint;
 pub use family::{Family, Table, Variant};
 pub use name::Name;
 pub use network::{network, shortest};

@@ -50,12 +50,12 @@ impl Protocol {
 
     /// IANA's number of the protocol.
     #[must_use]
-    pub fn number(self) -> &'static str {
+    pub fn number(self) -> u8 {
         match self {
-            Self::Tcp => "6",
-            Self::Udp => "17",
-            Self::Sctp => "132",
-            Self::Dccp => "33",
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+            Self::Dccp => 33,
         }
     }
 
@@ -64,7 +64,7 @@ impl Protocol {
     #[must_use]
     pub fn argument(self) -> &'static str {
         match self {
-            Self::Dccp => self.number(),
+            Self::Dccp => "33",
             known => known.as_str(),
         }
     }
@@ -72,7 +72,9 @@ impl Protocol {
     /// Reads a name or a number, as `iptables-save` prints either.
     #[must_use]
     pub fn from_argument(text: &str) -> Option<Self> {
-        let named = |(name, protocol): &(&str, Self)| *name == text || protocol.number() == text;
+        let named = |(name, protocol): &(&str, Self)| {
+            *name == text || protocol.number().to_string() == text
+        };
         Self::WORDS
             .into_iter()
             .find(named)

@@ -1,14 +1,11 @@
 //! Who gets which share of the connections, read off the rules themselves.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 
+use crate::netfilter::Endpoint;
 use crate::netfilter::rule::Target;
 use crate::netfilter::ruleset::{OwnedTable, SavedRule};
 use crate::netfilter::statistic::Share;
-
-/// A backend as a rule names it.
-pub type Server = (IpAddr, Option<u16>);
 
 /// The share of each backend among the connections that come into `chain`.
 ///
@@ -17,7 +14,7 @@ pub type Server = (IpAddr, Option<u16>);
 /// what comes back from a chain that is jumped to, is not known, and so nothing
 /// is said of what comes after it.
 #[must_use]
-pub fn shares_of_chain(owned: &OwnedTable, chain: &str) -> HashMap<Server, Share> {
+pub fn shares_of_chain(owned: &OwnedTable, chain: &str) -> HashMap<Endpoint, Share> {
     let mut shares = HashMap::new();
     let mut reaching = HashMap::from([(chain, Share::ALL)]);
     for name in in_order(owned, chain) {
@@ -29,8 +26,8 @@ pub fn shares_of_chain(owned: &OwnedTable, chain: &str) -> HashMap<Server, Share
             let (taken, rest) = left.split(meaning.statistic);
             let add = |sum: &mut Share| *sum = sum.and(taken);
             match &meaning.target {
-                Target::Dnat { address, port } => {
-                    add(shares.entry((*address, *port)).or_insert(Share::NONE));
+                Target::Dnat(endpoint) => {
+                    add(shares.entry(*endpoint).or_insert(Share::NONE));
                 }
                 Target::Goto(next) => add(reaching.entry(next).or_insert(Share::NONE)),
                 Target::Jump(_) => break,
@@ -91,7 +88,7 @@ mod tests {
             .clone();
         let mut shares: Vec<_> = shares_of_chain(&owned, "W")
             .into_iter()
-            .map(|((address, _), share)| (address.to_string(), share.as_f64()))
+            .map(|(endpoint, share)| (endpoint.address.to_string(), share.as_f64()))
             .collect();
         shares.sort_by(|a, b| a.0.cmp(&b.0));
         shares

@@ -126,7 +126,11 @@ fn refuse(name: &Name, balancer: &Balancer, family: Family, part: &mut TablePlan
 /// A rule for each network of backends, by who answers: that holds for both
 /// directions of a connection.
 fn answered_by_us(pool: &Pool, target: &Target) -> Vec<Rule> {
-    let addresses: Vec<IpAddr> = pool.backends.iter().map(|one| one.address).collect();
+    let addresses: Vec<IpAddr> = pool
+        .backends
+        .iter()
+        .map(|one| one.endpoint.address)
+        .collect();
     let answered = |network| Connection {
         reply_source: Some(network),
         ..Connection::default()

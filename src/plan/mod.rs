@@ -184,10 +184,9 @@ fn servers(name: &Name, balancer: &Balancer, pool: &Pool, node: &Node) -> Vec<Ru
 /// DNAT to a port needs the protocol in the same rule, although nothing else
 /// gets here.
 fn server(balancer: &Balancer, backend: &Backend) -> Rule {
-    let Backend { address, port, .. } = *backend;
     Rule {
         protocol: Some(balancer.protocol),
-        ..Rule::to(Target::Dnat { address, port })
+        ..Rule::to(Target::Dnat(backend.endpoint))
     }
 }
 

@@ -9,14 +9,13 @@ use serde_json::Value;
 use super::coerce::{BadRequest, Field, integer, integer_in, list, text};
 use super::wire::BackendAttributes;
 use super::{WEIGHT_MAX, given, json, shaped};
+use crate::netfilter::Endpoint;
 
 /// One server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Where connections are sent.
-    pub address: IpAddr,
-    /// To which port; `None` is the one that the connection came in on.
-    pub port: Option<u16>,
+    /// Its address and port; without a port connections keep theirs.
+    pub endpoint: Endpoint,
     /// Its part, 0 to 2^31 - 1.
     pub weight: u32,
 }
@@ -47,7 +46,7 @@ impl Backend {
     #[must_use]
     pub fn hash(&self) -> u64 {
         let (ipv4, ipv6);
-        let address: &[u8] = match self.address {
+        let address: &[u8] = match self.endpoint.address {
             IpAddr::V4(address) => {
                 ipv4 = address.octets();
                 &ipv4
@@ -57,7 +56,7 @@ impl Backend {
                 &ipv6
             }
         };
-        let port = self.port.unwrap_or(0).to_be_bytes();
+        let port = self.endpoint.port.unwrap_or(0).to_be_bytes();
         let fnv =
             |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         let mixed =

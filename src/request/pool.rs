@@ -8,7 +8,7 @@ use std::slice;
 use super::backend::{Backend, BackendEntry, Host, unusable};
 use super::coerce::BadRequest;
 use super::{Layout, Lookup, Mode, WEIGHT_MAX};
-use crate::netfilter::Family;
+use crate::netfilter::{Endpoint, Family};
 use crate::schedule::{self, Arranged, Arrangement};
 
 /// The backends of one family.
@@ -132,7 +132,11 @@ fn of_family(
             let weight = factor
                 .and_then(|factor| factor.checked_mul(item.weight.into()))
                 .map(|product| product / count);
-            let earlier = known.get(&(address, item.port)).copied();
+            let endpoint = Endpoint {
+                address,
+                port: item.port,
+            };
+            let earlier = known.get(&endpoint).copied();
             let sum = earlier.map_or(0, |earlier: usize| backends[earlier].weight);
             let weight = weight
                 .and_then(|weight| u32::try_from(weight + u128::from(sum)).ok())
@@ -143,14 +147,10 @@ fn of_family(
                 continue;
             }
             if may_meet {
-                known.insert((address, item.port), backends.len());
+                known.insert(endpoint, backends.len());
             }
             places.push(at);
-            backends.push(Backend {
-                address,
-                port: item.port,
-                weight,
-            });
+            backends.push(Backend { endpoint, weight });
         }
     }
     Ok((places, backends))

@@ -6,6 +6,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::netfilter::Variant;
+
 /// A chain of iptables that spreads new connections over backends.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -288,3 +290,15 @@ words!(
         Legacy = "legacy",
     }
 );
+
+impl VariantChoice {
+    /// The variant that is asked for by name.
+    #[must_use]
+    pub fn required(self) -> Option<Variant> {
+        match self {
+            Self::Auto => None,
+            Self::Nft => Some(Variant::Nft),
+            Self::Legacy => Some(Variant::Legacy),
+        }
+    }
+}

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::{Result, bail};
-use iptables_balance::effects::ConntrackEntry;
-use iptables_balance::host::{Host, Lock, PendingRead, Query, Scope, Variant};
-use iptables_balance::netfilter::Family;
+use iptables_balance::host::{
+    Facts, Host, Lock, PendingRead, Query, Questions, ReplyFilter, Scope,
+};
 use iptables_balance::netfilter::ruleset::Ruleset;
-use iptables_balance::preflight::{Facts, Questions};
+use iptables_balance::netfilter::{ConntrackEntry, Family, Name, Variant};
 
 use crate::model::Model;
 
@@ -81,6 +81,23 @@ impl Fake {
         }
     }
 
+    fn read(&self, name: &Name, query: Query) -> Result<Ruleset> {
+        let dump = self.model(query.family).lock().unwrap().save();
+        let plain = |line: &str| {
+            let rule = line.split_once("] ").map_or(line, |(_, rule)| rule);
+            rule.to_owned() + "\n"
+        };
+        let dump = match query.counters {
+            true => dump,
+            false => dump.lines().map(plain).collect(),
+        };
+        let mut found = Ruleset::read(dump.as_bytes(), name)?;
+        if let Scope::Only(wanted) = query.scope {
+            found.tables.retain(|table, _| *table == wanted);
+        }
+        Ok(found)
+    }
+
     pub fn dump(&self) -> String {
         Family::BOTH
             .map(|family| self.model(family).lock().unwrap().save())
@@ -102,29 +119,18 @@ impl Host for Fake {
     }
 
     /// The dump is of the moment at which the reading begins.
-    fn begin_read<'a>(&'a self, family: Family, look: Query<'a>) -> Box<dyn PendingRead + 'a> {
-        let dump = self.model(family).lock().unwrap().save();
-        let plain = |line: &str| {
-            line.split_once("] ")
-                .map_or(line, |(_, rule)| rule)
-                .to_owned()
-                + "\n"
-        };
-        let dump = if look.counters {
-            dump
-        } else {
-            dump.lines().map(plain).collect()
-        };
-        let ruleset = Ruleset::read(dump.as_bytes(), look.name).map(|mut found| {
-            if let Scope::Only(wanted) = look.scope {
-                found.tables.retain(|table, _| *table == wanted);
-            }
-            found
-        });
-        Box::new(Ready(ruleset.map_err(Into::into)))
+    fn begin_read<'a>(&'a self, name: &'a Name, queries: Vec<Query>) -> Box<dyn PendingRead + 'a> {
+        let read = |query| self.read(name, query);
+        Box::new(Ready(queries.into_iter().map(read).collect()))
     }
 
-    fn restore(&self, family: Family, transaction: &[u8]) -> Result<()> {
+    fn restore(
+        &self,
+        family: Family,
+        transaction: &[u8],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<()> {
+        meanwhile();
         let number = std::mem::replace(&mut *self.restores.lock().unwrap(), 0);
         *self.restores.lock().unwrap() = number + 1;
         let fault = self
@@ -196,7 +202,7 @@ impl Host for Fake {
         Ok(self.files.lock().unwrap().get(path).cloned())
     }
 
-    fn store(&self, path: &Path, text: Option<&[u8]>) -> Result<()> {
+    fn store(&self, path: &Path, text: Option<&[u8]>, _: u32) -> Result<()> {
         if !self.works("store")? {
             return Ok(());
         }
@@ -211,18 +217,29 @@ impl Host for Fake {
     fn connections(
         &self,
         family: Family,
+        filters: &[ReplyFilter],
         wanted: &dyn Fn(&ConntrackEntry) -> bool,
     ) -> Result<Vec<Vec<u8>>> {
         self.works("connections")?;
         let connections = self.connections.lock().unwrap();
         let found = connections.iter().enumerate();
-        let found = found.filter(|(_, (of, connection))| *of == family && wanted(connection));
+        // As the kernel does it: what no filter matches is not even shown.
+        let passes = |entry: &ConntrackEntry| {
+            filters.iter().any(|filter| {
+                let (address, port) = entry.reply_source;
+                filter.protocol.number() == entry.protocol
+                    && filter.backend.address == address
+                    && filter.backend.port.is_none_or(|wanted| wanted == port)
+            })
+        };
+        let found =
+            found.filter(|(_, (of, entry))| *of == family && passes(entry) && wanted(entry));
         Ok(found
             .map(|(at, _)| vec![u8::try_from(at).unwrap()])
             .collect())
     }
 
-    fn end(&self, _: Family, connections: &[Vec<u8>]) -> Result<()> {
+    fn delete_connections(&self, _: Family, connections: &[Vec<u8>]) -> Result<()> {
         self.works("end")?;
         let mut known = self.connections.lock().unwrap();
         let mut places: Vec<_> = connections
@@ -237,15 +254,15 @@ impl Host for Fake {
     }
 }
 
-/// What was read already.
-pub struct Ready(pub Result<Ruleset>);
+/// Dumps that were read already.
+pub struct Ready(pub Vec<Result<Ruleset>>);
 
 impl PendingRead for Ready {
     fn is_ready(&self) -> bool {
         true
     }
 
-    fn finish(self: Box<Self>) -> Result<Ruleset> {
+    fn finish(self: Box<Self>) -> Vec<Result<Ruleset>> {
         self.0
     }
 }

@@ -19,8 +19,8 @@ use crate::fake::Fake;
 use crate::model::Model;
 
 fn apply(host: &Fake, request: &Request) -> Outcome {
-    let glance = || Some(Prefetch::begin(host, &request.name).finish());
-    converge(host, request, RunMode::Apply, glance, |_| ()).unwrap()
+    let prefetch = || Some(Prefetch::begin(host, &request.name).finish());
+    converge(host, request, RunMode::Apply, prefetch, &mut |_| ()).unwrap()
 }
 
 /// A request is refused in one line that names something, or its rules are the
@@ -105,7 +105,7 @@ pub fn session(input: &[u8]) {
     let mut session = b"cf-agent 3.21.0 v1\n\n".to_vec();
     session.extend(input);
     let mut out = Vec::new();
-    cfengine::run(session.as_slice(), &mut out, |_, _, _| Report::default()).unwrap();
+    cfengine::run(session.as_slice(), &mut out, &|_| Report::default()).unwrap();
     let text = String::from_utf8(out).unwrap();
     let mut replies = text.split_terminator("\n\n");
     assert!(
@@ -158,7 +158,7 @@ pub fn host(input: &[u8]) {
     let host = Fake::new(ipv4, ipv6);
     let before = host.dump();
     let others = foreign(&before);
-    let Ok(foretold) = converge(&host, &request, RunMode::Check, || None, |_| ()) else {
+    let Ok(predicted) = converge(&host, &request, RunMode::Check, || None, &mut |_| ()) else {
         return;
     };
     assert_eq!(foreign(&host.dump()), others);
@@ -172,7 +172,7 @@ pub fn host(input: &[u8]) {
         assert_eq!(foreign(&host.dump()), others);
         return;
     }
-    assert_eq!(done.steps.changes, foretold.steps.changes);
+    assert_eq!(done.steps.changes, predicted.steps.changes);
     assert_eq!(foreign(&host.dump()), others);
     let again = apply(&host, &request);
     assert!(again.steps.is_empty(), "{:?}\n{text}", again.steps);

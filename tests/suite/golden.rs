@@ -9,13 +9,11 @@ use std::path::{Path, PathBuf};
 use iptables_balance::converge::converge;
 use iptables_balance::converge::outcome::RunMode;
 use iptables_balance::diff;
-use iptables_balance::effects::ConntrackEntry;
-use iptables_balance::host::{Host, Lock, PendingRead, Query, Variant};
-use iptables_balance::netfilter::Family;
+use iptables_balance::host::{Facts, Host, Lock, PendingRead, Query, Questions, ReplyFilter};
 use iptables_balance::netfilter::ruleset::Ruleset;
+use iptables_balance::netfilter::{ConntrackEntry, Family, Name, Variant};
 use iptables_balance::plan::Plan;
-use iptables_balance::preflight::{Facts, Questions};
-use iptables_balance::report::{Beforehand, Report};
+use iptables_balance::report::{Prewriter, Report};
 use iptables_balance::request::Request;
 use iptables_balance::restore::transaction;
 use serde_json::Value;
@@ -39,13 +37,13 @@ impl Host for Recorded {
         Ok(Lock::none())
     }
 
-    fn begin_read<'a>(&'a self, family: Family, look: Query<'a>) -> Box<dyn PendingRead + 'a> {
-        assert_eq!(family, Family::Ipv4);
-        let ruleset = Ruleset::read(self.0.as_slice(), look.name);
-        Box::new(Ready(ruleset.map_err(Into::into)))
+    fn begin_read<'a>(&'a self, name: &'a Name, queries: Vec<Query>) -> Box<dyn PendingRead + 'a> {
+        assert!(queries.iter().all(|query| query.family == Family::Ipv4));
+        let read = |_| Ok(Ruleset::read(&self.0, name)?);
+        Box::new(Ready(queries.into_iter().map(read).collect()))
     }
 
-    fn restore(&self, _: Family, _: &[u8]) -> anyhow::Result<()> {
+    fn restore(&self, _: Family, _: &[u8], _: &mut dyn FnMut()) -> anyhow::Result<()> {
         unreachable!("a check writes nothing")
     }
 
@@ -73,19 +71,20 @@ impl Host for Recorded {
         Ok(None)
     }
 
-    fn store(&self, _: &Path, _: Option<&[u8]>) -> anyhow::Result<()> {
+    fn store(&self, _: &Path, _: Option<&[u8]>, _: u32) -> anyhow::Result<()> {
         unreachable!("a check writes nothing")
     }
 
     fn connections(
         &self,
         _: Family,
+        _: &[ReplyFilter],
         _: &dyn Fn(&ConntrackEntry) -> bool,
     ) -> anyhow::Result<Vec<Vec<u8>>> {
         Ok(Vec::new())
     }
 
-    fn end(&self, _: Family, _: &[Vec<u8>]) -> anyhow::Result<()> {
+    fn delete_connections(&self, _: Family, _: &[Vec<u8>]) -> anyhow::Result<()> {
         unreachable!("a check writes nothing")
     }
 }
@@ -104,7 +103,7 @@ fn recorded_cases() {
         let request = Request::from_json(object).unwrap();
         let dump = fs::read(case.join("dump")).unwrap();
 
-        let found = Ruleset::read(dump.as_slice(), &request.name).unwrap();
+        let found = Ruleset::read(&dump, &request.name).unwrap();
         let changes = diff::to_plan(&Plan::new(&request), Family::Ipv4, &found);
         let restore = transaction(&changes, Family::Ipv4, &found).unwrap_or_default();
         assert_fresh(
@@ -112,16 +111,10 @@ fn recorded_cases() {
             &String::from_utf8(restore).unwrap(),
         );
 
-        let outcome = converge(&Recorded(dump), &request, RunMode::Check, || None, |_| ()).unwrap();
-        let reply = serde_json::to_string_pretty(&Report::new(
-            &request,
-            outcome,
-            Beforehand::default(),
-            RunMode::Check,
-            true,
-        ))
-        .unwrap()
-            + "\n";
+        let host = Recorded(dump);
+        let outcome = converge(&host, &request, RunMode::Check, || None, &mut |_| ()).unwrap();
+        let report = Report::new(request, outcome, Prewriter::default(), RunMode::Check);
+        let reply = serde_json::to_string_pretty(&report.with_diff()).unwrap() + "\n";
         assert_fresh(&format!("tests/golden/{name}/reply.json"), &reply);
         seen += 1;
     }

@@ -23,8 +23,8 @@ fn request(value: &Value) -> Request {
 
 fn run(host: &Fake, value: &Value, run: RunMode) -> Outcome {
     let request = request(value);
-    let glance = || Some(Prefetch::begin(host, &request.name).finish());
-    converge(host, &request, run, glance, |_| ()).unwrap()
+    let prefetch = || Some(Prefetch::begin(host, &request.name).finish());
+    converge(host, &request, run, prefetch, &mut |_| ()).unwrap()
 }
 
 /// The lines of a dump that are not the balancer's, without counters.
@@ -238,7 +238,7 @@ proptest! {
         // What was arranged is what the rules give.
         for pool in request(&second).balancer().into_iter().flat_map(|balancer| &balancer.pools) {
             let found = shares::shares_of_chain(again.before.rules[&pool.family].owned(Table::Nat), "W");
-            let found: Vec<_> = pool.backends.iter().map(|backend| found.get(&(backend.address, backend.port)).copied().unwrap_or(Share::NONE)).collect();
+            let found: Vec<_> = pool.backends.iter().map(|backend| found.get(&backend.endpoint).copied().unwrap_or(Share::NONE)).collect();
             prop_assert_eq!(pool.arrangement.shares(pool.backends.len()), found);
         }
 
@@ -321,24 +321,31 @@ fn where_undoing_fails_too_it_says_what_is_left() {
     let outcome = run(&host, &both(1), RunMode::Apply);
     assert_eq!(
         outcome.failure.unwrap(),
-        "refused; undoing it failed too (refused), which leaves this to be done: ipv4 nat delete_rule PREROUTING `-p tcp -m tcp --dport 80 -j W`, ipv4 nat delete_chain W"
+        "refused; undoing it failed too (refused); rollback is incomplete, still needed: ipv4 nat delete_rule PREROUTING `-p tcp -m tcp --dport 80 -j W`, ipv4 nat delete_chain W"
     );
     assert!(!outcome.steps.changes.is_empty());
     let left = &outcome.after.rules[&Family::Ipv6];
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// A glance is of an earlier moment: before something is written all is read
+/// A prefetch is of an earlier moment: before something is written all is read
 /// again.
 #[test]
-fn what_happened_since_the_first_glance_is_seen() {
+fn what_happened_since_the_first_prefetch_is_seen() {
     let value = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
     let host = Fake::new(Model::new(false), Model::new(true));
     let wanted = request(&value);
-    let glance = Prefetch::begin(&host, &wanted.name).finish();
+    let prefetch = Prefetch::begin(&host, &wanted.name).finish();
     assert_eq!(run(&host, &value, RunMode::Apply).failure, None);
     let after = host.dump();
-    let late = converge(&host, &wanted, RunMode::Apply, || Some(glance), |_| ()).unwrap();
+    let late = converge(
+        &host,
+        &wanted,
+        RunMode::Apply,
+        || Some(prefetch),
+        &mut |_| (),
+    )
+    .unwrap();
     assert_eq!(late.failure, None);
     assert!(late.steps.is_empty(), "{:?}", late.steps);
     assert_eq!(host.dump(), after);

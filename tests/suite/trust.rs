@@ -48,6 +48,15 @@ fn states(variant: &str) -> Vec<Value> {
     states.into_iter().map(named).collect()
 }
 
+/// Stops a thread also when the test fails, which waits for it.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A client that connects all the time, and what it was answered.
 struct Load {
     client: Child,
@@ -234,6 +243,7 @@ fn others_that_write_all_the_while_lose_nothing_and_neither_do_we() {
                 }
                 count
             });
+            let stop = StopOnDrop(&done);
             for round in 0..4 {
                 for at in 0..states.len() {
                     let state = &states[(at + round) % states.len()];
@@ -241,7 +251,7 @@ fn others_that_write_all_the_while_lose_nothing_and_neither_do_we() {
                     assert_eq!(result["failed"], json!(false), "{variant} {result}");
                 }
             }
-            done.store(true, Ordering::Relaxed);
+            drop(stop);
             let count = others.join().unwrap();
             let dump = gateway.dump(variant);
             for port in 1000..1000 + count {

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::netfilter::statistic::Statistic;
-use crate::netfilter::{PortRange, Ports, Protocol};
+use crate::netfilter::{Endpoint, PortRange, Ports, Protocol};
 pub use parse::{Unreadable, Words, words};
 
 /// A rule in its simplest form: what changes nothing is left out of it.
@@ -122,12 +122,7 @@ impl RejectWith {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// Its connection goes to this address; to the same port, if none is given.
-    Dnat {
-        /// The backend.
-        address: IpAddr,
-        /// Its port.
-        port: Option<u16>,
-    },
+    Dnat(Endpoint),
     /// It passes.
     Accept,
     /// It is gone without an answer.

@@ -6,14 +6,13 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
 use super::render::{ESTABLISHED, UNTOUCHED};
 use super::{Connection, ConnectionState, Matches, RejectWith, Rule, Target};
 use crate::netfilter::statistic::{Probability, Statistic};
-use crate::netfilter::{self, PortRange, Ports, Protocol, Table};
+use crate::netfilter::{self, Endpoint, PortRange, Ports, Protocol, Table};
 
 /// The word at which a rule stopped making sense to us.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -421,16 +420,7 @@ fn mode(text: &str) -> Option<Mode> {
 }
 
 fn backend(text: &str) -> Option<Target> {
-    let has_scope = |socket: &SocketAddr| match socket {
-        SocketAddr::V4(_) => false,
-        SocketAddr::V6(socket) => socket.scope_id() != 0,
-    };
-    let (address, port) = match text.parse::<SocketAddr>() {
-        Ok(socket) if has_scope(&socket) => return None,
-        Ok(socket) => (socket.ip(), Some(socket.port())),
-        Err(_) => (text.parse().ok()?, None),
-    };
-    Some(Target::Dnat { address, port })
+    Endpoint::parse(text).map(Target::Dnat)
 }
 
 #[cfg(test)]

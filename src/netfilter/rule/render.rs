@@ -1,7 +1,6 @@
 //! A rule as text, in the order and spelling of `iptables-save`.
 
 use std::fmt;
-use std::net::IpAddr;
 
 use super::{Connection, ConnectionState, Matches, Rule, Target};
 use crate::netfilter::statistic::Statistic;
@@ -129,14 +128,7 @@ impl fmt::Display for Statistic {
 impl fmt::Display for Target {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Dnat { address, port } => {
-                out.write_str(" -j DNAT --to-destination ")?;
-                match (address, port) {
-                    (address, None) => write!(out, "{address}"),
-                    (IpAddr::V4(address), Some(port)) => write!(out, "{address}:{port}"),
-                    (IpAddr::V6(address), Some(port)) => write!(out, "[{address}]:{port}"),
-                }
-            }
+            Self::Dnat(endpoint) => write!(out, " -j DNAT --to-destination {endpoint}"),
             Self::Accept => out.write_str(" -j ACCEPT"),
             Self::Drop => out.write_str(" -j DROP"),
             Self::Reject(with) => write!(out, " -j REJECT --reject-with {}", with.as_str()),

@@ -156,7 +156,7 @@ fn resolved(attributes: &Value) -> Result<Vec<(String, u32)>, String> {
     let pools = &request.balancer().unwrap().pools;
     let backends = pools.iter().flat_map(|pool| &pool.backends);
     Ok(backends
-        .map(|backend| (backend.address.to_string(), backend.weight))
+        .map(|backend| (backend.endpoint.address.to_string(), backend.weight))
         .collect())
 }
 

@@ -1,6 +1,7 @@
 mod gateway;
 
 use super::*;
+use crate::netfilter::Endpoint;
 use serde_json::json;
 
 fn parse(value: Value) -> Result<Request, BadRequest> {
@@ -50,8 +51,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(
         balancer.pools[0].backends[0],
         Backend {
-            address: "192.0.2.1".parse().unwrap(),
-            port: None,
+            endpoint: Endpoint::parse("192.0.2.1").unwrap(),
             weight: 1
         }
     );
@@ -85,7 +85,13 @@ fn ipv6_backends_with_and_without_brackets_and_ports() {
         .clone();
     let seen: Vec<_> = backends
         .iter()
-        .map(|backend| (backend.address.to_string(), backend.port, backend.weight))
+        .map(|backend| {
+            (
+                backend.endpoint.address.to_string(),
+                backend.endpoint.port,
+                backend.weight,
+            )
+        })
         .collect();
     assert_eq!(
         seen,

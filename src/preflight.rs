@@ -1,71 +1,39 @@
-//! Requests that can be carried out and would do harm: refused, or warned of,
-//! with the reason and the way out.
+//! Preflight checks: requests that would do harm on this host are refused, with
+//! the reason and the way out.
 
-pub mod warnings;
-
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::effects::sysctl;
+use crate::host::{Facts, Host, Questions};
 use crate::netfilter::{self, Family, Protocol};
-use crate::request::{Backend, Balancer, Destination, WhenEmpty};
+use crate::request::{Backend, Balancer, Destination, Request, WhenEmpty};
 
-/// What is known of the host that a request is for.
-#[derive(Clone, Debug, Default)]
-pub struct Facts {
-    /// Which of the addresses asked for it has.
-    pub own: Vec<IpAddr>,
-    /// The ssh connection that this program runs over.
-    pub ssh: Option<Ssh>,
-    /// The interfaces on which packets to 127.0.0.0/8 are let in, `all` for all.
-    pub route_localnet: Vec<String>,
-    /// The families that at least one interface forwards.
-    pub forwarding_somewhere: BTreeSet<Family>,
-    /// Whether the kernel tracks connections, but not those of the protocol.
-    pub is_untracked: bool,
-}
-
-/// What has to be known of a host to look at a balancer; mostly little.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Questions {
-    /// Which of these addresses it has.
-    pub addresses: Vec<IpAddr>,
-    /// Whether this program runs over ssh.
-    pub ssh: bool,
-    /// Where packets to 127.0.0.0/8 are let in.
-    pub route_localnet: bool,
-    /// Which families at least one interface forwards.
-    pub forwarding: bool,
-    /// Whether connections of this protocol are tracked.
-    pub tracking: Option<Protocol>,
-}
-
-impl Questions {
-    /// Whether the balancer's connections are tracked, and nothing else.
-    #[must_use]
-    pub fn of_tracking(balancer: &Balancer) -> Self {
-        Self {
-            tracking: Some(balancer.protocol),
-            ..Self::default()
-        }
+/// The facts of the host that the request depends on.
+#[must_use]
+pub fn facts(host: &impl Host, request: &Request) -> Facts {
+    match request.balancer() {
+        Some(balancer) => host.facts(&questions(balancer, &sysctl::observe(host))),
+        None => Facts::default(),
     }
 }
 
-/// What is to be asked, where forwarding is as given.
-#[must_use]
-pub fn questions(balancer: &Balancer, forwarding: &BTreeMap<Family, bool>) -> Questions {
+/// The facts that matter for a balancer, given which families are forwarded.
+fn questions(balancer: &Balancer, forwarding: &BTreeMap<Family, bool>) -> Questions {
     let backends = || balancer.pools.iter().flat_map(|pool| &pool.backends);
     let is_off =
         |family: Family| !balancer.gateway.ip_forward && forwarding.get(&family) == Some(&false);
     let may_be_ours = |backend: &&Backend| {
         let is_balanced = |port| balancer.destination_ports.include(port);
-        let matters = is_off(Family::of(backend.address)) || backend.port.is_none_or(is_balanced);
-        matters && !backend.address.is_loopback()
+        let matters =
+            is_off(backend.endpoint.family()) || backend.endpoint.port.is_none_or(is_balanced);
+        matters && !backend.endpoint.address.is_loopback()
     };
     let mut addresses: Vec<IpAddr> = backends()
         .filter(may_be_ours)
-        .map(|backend| backend.address)
+        .map(|backend| backend.endpoint.address)
         .collect();
     addresses.sort_unstable();
     addresses.dedup();
@@ -78,28 +46,25 @@ pub fn questions(balancer: &Balancer, forwarding: &BTreeMap<Family, bool>) -> Qu
     Questions {
         addresses,
         ssh: balancer.protocol == Protocol::Tcp,
-        route_localnet: names_loopback || backends().any(|backend| backend.address.is_loopback()),
+        route_localnet: names_loopback
+            || backends().any(|backend| backend.endpoint.address.is_loopback()),
         forwarding: Family::BOTH.into_iter().any(is_off),
-        ..Questions::of_tracking(balancer)
+        ..Questions::of_tracking(balancer.protocol)
     }
 }
 
-/// An ssh connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ssh {
-    /// Who is connected.
-    pub client: IpAddr,
-    /// To which address of this host.
-    pub server: IpAddr,
-    /// And to which port.
-    pub port: u16,
-}
-
-/// Looks at a balancer with the host in mind. Returns warnings.
+/// Checks a request against the facts. Returns warnings.
 ///
 /// # Errors
-/// Why it is not built, and what to do.
-pub fn check(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> {
+/// The harm that the request would do, and the way out.
+pub fn check(request: &Request, facts: &Facts) -> Result<Vec<String>, String> {
+    match request.balancer() {
+        Some(balancer) => check_balancer(balancer, facts),
+        None => Ok(Vec::new()),
+    }
+}
+
+fn check_balancer(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> {
     check_loopback_destination(balancer, facts)?;
     let mut warnings = Vec::new();
     let backends = balancer.pools.iter().flat_map(|pool| &pool.backends);
@@ -134,8 +99,8 @@ pub fn not_forwarding(
 ) -> Vec<Family> {
     let elsewhere = |backend: &Backend| {
         backend.weight > 0
-            && !facts.own.contains(&backend.address)
-            && !backend.address.is_loopback()
+            && !facts.own.contains(&backend.endpoint.address)
+            && !backend.endpoint.address.is_loopback()
     };
     let pools = balancer
         .pools
@@ -151,7 +116,7 @@ pub fn not_forwarding(
 /// What is sent to the address and port that it was addressed to stays where it
 /// is. Somebody may answer there, so this is only told.
 fn to_itself(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Option<String> {
-    let address = backend.address;
+    let address = backend.endpoint.address;
     let is_balanced_address = match &balancer.destination {
         Destination::Any | Destination::Local => facts.own.contains(&address),
         Destination::Networks(networks) => {
@@ -160,26 +125,27 @@ fn to_itself(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Option<St
         }
     };
     let is_balanced_port = backend
+        .endpoint
         .port
         .is_none_or(|port| balancer.destination_ports.include(port));
     (is_balanced_address && is_balanced_port).then(|| {
         format!(
             "backends: `{}` is the balanced address itself, so its share stays where it came to, and is answered only if a \
              program there does; otherwise give it a port that is not balanced, or leave it out",
-            shown(backend)
+            backend.endpoint
         )
     })
 }
 
 fn check_loopback(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Result<(), String> {
-    if !backend.address.is_loopback() {
+    if !backend.endpoint.address.is_loopback() {
         return Ok(());
     }
-    if backend.address.is_ipv6() {
+    if backend.endpoint.address.is_ipv6() {
         return Err(format!(
             "backends: `{}` is the loopback address, which no connection from elsewhere can be sent to; \
              name another address of this host",
-            shown(backend)
+            backend.endpoint
         ));
     }
     let lets_in = |name: &String| match &balancer.in_interface {
@@ -191,7 +157,7 @@ fn check_loopback(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Resu
         false => Err(format!(
             "backends: `{}` is a loopback address, to which the kernel lets nothing in from elsewhere; name another address \
              of this host, or switch that on with `sysctl net.ipv4.conf.{}.route_localnet=1`",
-            shown(backend),
+            backend.endpoint,
             balancer.in_interface.as_deref().unwrap_or("all")
         )),
     }
@@ -274,22 +240,16 @@ fn check_ssh(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> 
     }
 }
 
-fn shown(backend: &Backend) -> String {
-    match (backend.address, backend.port) {
-        (address, None) => address.to_string(),
-        (IpAddr::V4(address), Some(port)) => format!("{address}:{port}"),
-        (IpAddr::V6(address), Some(port)) => format!("[{address}]:{port}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::request::Request;
+    use crate::host::Ssh;
 
-    fn facts() -> Facts {
+    fn example() -> Facts {
         Facts {
             forwarding_somewhere: BTreeSet::new(),
             own: vec!["192.0.2.254".parse().unwrap(), "fd00::fe".parse().unwrap()],
@@ -311,10 +271,7 @@ mod tests {
         let Value::Object(object) = object else {
             panic!()
         };
-        check(
-            Request::from_json(object).unwrap().balancer().unwrap(),
-            &facts(),
-        )
+        check(&Request::from_json(object).unwrap(), &example())
     }
 
     #[track_caller]
@@ -470,7 +427,7 @@ mod tests {
                 panic!()
             };
             let request = Request::from_json(object).unwrap();
-            not_forwarding(request.balancer().unwrap(), &facts(), &off)
+            not_forwarding(request.balancer().unwrap(), &example(), &off)
         };
         assert_eq!(missing("192.0.2.1,fd00::1"), [Family::Ipv4]);
         assert_eq!(

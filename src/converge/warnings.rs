@@ -1,32 +1,81 @@
-//! What the user should know besides what was done.
+//! Warnings about the observed state and about the steps.
 
-use crate::converge::outcome::{HostState, RunMode, Steps};
+use std::path::PathBuf;
+
+use super::outcome::{HostState, Outcome, RunMode, Steps};
+use super::retry::Attempt;
 use crate::diff::change::{Action, Change};
-use crate::effects::setting;
-use crate::host::Host;
+use crate::host::{Facts, Host, Questions, forwarding_sysctl};
+use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Family, Table};
-use crate::preflight::{Facts, not_forwarding};
-use crate::request::Request;
+use crate::preflight::{not_forwarding, untracked};
+use crate::request::{Persist, Request};
 
-/// All warnings, in order.
-#[must_use]
-pub fn all(
-    host: &impl Host,
-    request: &Request,
-    facts: &Facts,
-    found: &HostState,
-    steps: &Steps,
-    run: RunMode,
-) -> Vec<String> {
-    let by_hand = steps
-        .changes
-        .iter()
-        .filter_map(|change| by_hand(change, run));
+/// The circumstances of a run.
+pub(super) struct Context<'a, H> {
+    pub host: &'a H,
+    pub request: &'a Request,
+    pub facts: &'a Facts,
+    pub mode: RunMode,
+}
+
+impl<H> Clone for Context<'_, H> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<H> Copy for Context<'_, H> {}
+
+/// The warnings that are known before anything is written.
+pub(super) fn before(context: Context<impl Host>, attempt: &Attempt) -> Vec<String> {
+    let Context {
+        host,
+        request,
+        facts,
+        mode,
+    } = context;
+    let changes = attempt.steps.changes.iter();
     mixed(host)
         .into_iter()
-        .chain(unreadable(found))
-        .chain(forwarding(request, facts, found, steps))
-        .chain(by_hand)
+        .chain(unreadable(&attempt.before))
+        .chain(forwarding(request, facts, &attempt.before, &attempt.steps))
+        .chain(changes.filter_map(|change| by_hand(change, mode)))
+        .chain(still_at_boot(host, request))
+        .collect()
+}
+
+/// The warning that is known only after the rules were written: the first rule
+/// in the nat table can make the kernel start to track connections.
+pub(super) fn after(context: Context<impl Host>, outcome: &Outcome) -> Option<String> {
+    let has_written = context.mode == RunMode::Apply && !outcome.steps.is_empty();
+    let balancer = context.request.balancer()?;
+    if !has_written || context.facts.is_untracked {
+        return None;
+    }
+    let questions = Questions::of_tracking(balancer.protocol);
+    untracked(balancer, &context.host.facts(&questions))
+}
+
+/// The files that are loaded at boot and have rules of a balancer that the
+/// request does not persist.
+fn still_at_boot(host: &impl Host, request: &Request) -> Vec<String> {
+    if request.persist != Persist::No {
+        return Vec::new();
+    }
+    let files = host.boot_files().unwrap_or_default();
+    let has_rules = |path: &&PathBuf| {
+        let text = host.load(path).ok().flatten().unwrap_or_default();
+        Ruleset::read(&text, &request.name).is_ok_and(|ruleset| !ruleset.is_empty())
+    };
+    let found = files.values().filter(has_rules);
+    found
+        .map(|path| {
+            format!(
+                "`{}` has something of the balancer too, and is loaded at boot; `persist: true` looks after it",
+                path.display()
+            )
+        })
         .collect()
 }
 
@@ -57,7 +106,8 @@ fn unreadable(found: &HostState) -> Vec<String> {
     tables.flat_map(in_family).collect()
 }
 
-/// That nothing is forwarded, or that it still is when the balancer has gone.
+/// Forwarding that is off although a backend is on another host, or that stays on
+/// after the balancer was removed.
 fn forwarding(request: &Request, facts: &Facts, found: &HostState, steps: &Steps) -> Vec<String> {
     let known = &found.settings.forwarding;
     let Some(balancer) = request.balancer() else {
@@ -68,7 +118,7 @@ fn forwarding(request: &Request, facts: &Facts, found: &HostState, steps: &Steps
         let families = Family::BOTH.into_iter().filter(left_on);
         return families
             .map(|family| {
-                let (title, setting) = (family.title(), setting(family));
+                let (title, setting) = (family.title(), forwarding_sysctl(family));
                 format!("{title} forwarding was left on ({setting} = 1), since others may need it")
             })
             .collect();
@@ -79,7 +129,7 @@ fn forwarding(request: &Request, facts: &Facts, found: &HostState, steps: &Steps
     let off = not_forwarding(balancer, facts, known);
     off.into_iter()
         .map(|family| {
-            let (title, setting) = (family.title(), setting(family));
+            let (title, setting) = (family.title(), forwarding_sysctl(family));
             format!(
                 "{title} forwarding is off ({setting} = 0), so nothing reaches a backend on another host; \
                  `ip_forward: true` switches it on"
@@ -88,8 +138,8 @@ fn forwarding(request: &Request, facts: &Facts, found: &HostState, steps: &Steps
         .collect()
 }
 
-/// A rule that jumps to us from where we never put one, or in words that are
-/// not ours.
+/// A jump rule that is removed and was made by hand: it stands in a chain in which
+/// this program never puts one, or has matches that it never writes.
 fn by_hand(change: &Change, run: RunMode) -> Option<String> {
     let Action::DeleteFirst(rule) = &change.action else {
         return None;
