@@ -141,7 +141,7 @@ fn forwarding(request: &Request, facts: &Facts, found: &HostState, steps: &Steps
 /// A jump rule that is removed and was made by hand: it stands in a chain in which
 /// this program never puts one, or has matches that it never writes.
 fn by_hand(change: &Change, run: RunMode) -> Option<String> {
-    let Action::DeleteFirst(rule) = &change.action else {
+    let (Action::DeleteFirst(rule) | Action::DeleteJump(rule)) = &change.action else {
         return None;
     };
     let ours: &[&str] = match change.table {

@@ -44,6 +44,9 @@ pub enum Action {
     DeleteAt(u32, SavedRule),
     /// In a chain that is not ours the first rule that reads like this goes.
     DeleteFirst(SavedRule),
+    /// In a chain that is not ours a jump rule goes that iptables cannot delete by
+    /// its text. It is the last step but the deletion of chains.
+    DeleteJump(SavedRule),
     /// One of our chains goes, with what is still in it.
     DeleteChain,
 }
@@ -91,7 +94,7 @@ impl Action {
             Self::Append(_) => Kind::AppendRule,
             Self::Insert(..) => Kind::InsertRule,
             Self::Replace { .. } => Kind::ReplaceRule,
-            Self::DeleteAt(..) | Self::DeleteFirst(_) => Kind::DeleteRule,
+            Self::DeleteAt(..) | Self::DeleteFirst(_) | Self::DeleteJump(_) => Kind::DeleteRule,
             Self::DeleteChain => Kind::DeleteChain,
         }
     }
@@ -104,7 +107,8 @@ impl Action {
             | Self::Insert(_, rule)
             | Self::Replace { rule, .. }
             | Self::DeleteAt(_, rule)
-            | Self::DeleteFirst(rule) => Some(rule),
+            | Self::DeleteFirst(rule)
+            | Self::DeleteJump(rule) => Some(rule),
             Self::CreateChain | Self::DeleteChain => None,
         }
     }
@@ -166,7 +170,10 @@ fn edit(action: &Action, rules: &mut Vec<SavedRule>) {
         Action::DeleteAt(at, _) => {
             rules.remove(index(at));
         }
-        Action::CreateChain | Action::DeleteFirst(_) | Action::DeleteChain => {}
+        Action::CreateChain
+        | Action::DeleteFirst(_)
+        | Action::DeleteJump(_)
+        | Action::DeleteChain => {}
     }
 }
 
@@ -193,7 +200,7 @@ fn edit_leads(action: &Action, chain: &str, jumps: &mut Vec<JumpRule>) {
             let index = jumps.iter().rposition(earlier).map_or(0, |index| index + 1);
             jumps.insert(index, lead(*at, rule));
         }
-        Action::DeleteFirst(rule) => {
+        Action::DeleteFirst(rule) | Action::DeleteJump(rule) => {
             let first = |lead: &JumpRule| lead.chain == chain && lead.rule == *rule;
             if let Some(index) = jumps.iter().position(first) {
                 let gone = jumps.remove(index);

@@ -18,6 +18,7 @@ use std::fmt::Write;
 use std::hash::Hash;
 use std::sync::Arc;
 
+use crate::host::is_undeletable;
 use crate::netfilter::rule::{Rule, Target};
 use crate::netfilter::ruleset::{Chain, Counters, JumpRule, OwnedTable, Ruleset, SavedRule};
 use crate::netfilter::{Family, Protocol, Table};
@@ -40,7 +41,7 @@ pub fn to_plan(plan: &Plan, family: Family, found: &Ruleset) -> Vec<Change> {
             carry_over(owned, &mut wanted, &mut matched);
             steps.chains(owned, wanted, matched);
         }
-        steps.leads_to_plan(&owned.jumps, &part.jumps, found.forward_refuses_at);
+        steps.jumps_to_plan(&owned.jumps, &part.jumps, found.forward_refuses_at);
         steps.delete_chains(owned, |name| part.chains.contains_key(name));
         steps.changes
     };
@@ -63,7 +64,7 @@ pub fn to_earlier(earlier: &Ruleset, family: Family, found: &Ruleset) -> Vec<Cha
         let matched = matched(now, &wanted, |_, rule| (rule.text.clone(), rule.fresh));
         let mut steps = TableDiff::new(family, table);
         steps.chains(now, wanted, matched);
-        steps.leads_to_earlier(&now.jumps, &before.jumps);
+        steps.jumps_to_earlier(&now.jumps, &before.jumps);
         steps.delete_chains(now, |name| before.chains.contains_key(name));
         steps.changes
     };
@@ -309,7 +310,7 @@ impl TableDiff {
     ///
     /// Deleting by text takes the first rule that reads so. Where that would
     /// be one that stays, all that read so go, and it is put back where it was.
-    fn leads_to_plan(
+    fn jumps_to_plan(
         &mut self,
         found: &[JumpRule],
         planned: &[PlannedJump],
@@ -337,6 +338,9 @@ impl TableDiff {
         kept.retain(|lead| stale.iter().any(|other| reads_the_same(lead, other)));
         let mut put: Vec<(&JumpRule, SavedRule)> =
             kept.iter().map(|lead| (*lead, lead.rule.clone())).collect();
+        let (undeletable, mut stale): (Vec<_>, Vec<_>) = stale
+            .into_iter()
+            .partition(|jump| is_undeletable(&jump.rule.shown()));
         let mut gone = kept;
         gone.extend(&stale);
         for lead in &gone {
@@ -367,6 +371,9 @@ impl TableDiff {
         {
             self.push(lead.chain, Action::Insert(1, written(&lead.rule)));
         }
+        for jump in undeletable {
+            self.push(jump.chain.as_str(), Action::DeleteJump(jump.rule.clone()));
+        }
     }
 
     /// Rules into the places of others of ours that are gone. This is the only
@@ -392,31 +399,43 @@ impl TableDiff {
         }
     }
 
-    /// Unless all of ours in a chain are what and where they were, they go,
-    /// and the earlier ones come back to their places.
-    fn leads_to_earlier(&mut self, found: &[JumpRule], earlier: &[JumpRule]) {
+    /// Unless all jump rules of a chain are as they were, they are deleted, and
+    /// the earlier ones are inserted at their places. One that iptables cannot
+    /// delete stays where it is if it was there before.
+    fn jumps_to_earlier(&mut self, found: &[JumpRule], earlier: &[JumpRule]) {
         let chains: BTreeSet<&str> = found
             .iter()
             .chain(earlier)
-            .map(|lead| lead.chain.as_str())
+            .map(|jump| jump.chain.as_str())
             .collect();
         for chain in chains {
             let of_chain = |jumps: &[JumpRule]| {
-                jumps
-                    .iter()
-                    .filter(|lead| lead.chain == chain)
-                    .cloned()
-                    .collect::<Vec<_>>()
+                let jumps = jumps.iter().filter(|jump| jump.chain == chain);
+                jumps.cloned().collect::<Vec<_>>()
             };
-            let (found, earlier) = (of_chain(found), of_chain(earlier));
+            let (mut found, mut earlier) = (of_chain(found), of_chain(earlier));
             if found == earlier {
                 continue;
             }
-            for lead in found {
-                self.push(chain, Action::DeleteFirst(lead.rule));
+            found.retain(|jump| {
+                let before = earlier.iter().position(|other| other.rule == jump.rule);
+                match before.filter(|_| is_undeletable(&jump.rule.shown())) {
+                    Some(at) => drop(earlier.remove(at)),
+                    None => return true,
+                }
+                false
+            });
+            let (undeletable, found): (Vec<_>, Vec<_>) = found
+                .into_iter()
+                .partition(|jump| is_undeletable(&jump.rule.shown()));
+            for jump in found {
+                self.push(chain, Action::DeleteFirst(jump.rule));
             }
-            for lead in earlier {
-                self.push(chain, Action::Insert(lead.position, lead.rule));
+            for jump in earlier {
+                self.push(chain, Action::Insert(jump.position, jump.rule));
+            }
+            for jump in undeletable {
+                self.push(chain, Action::DeleteJump(jump.rule));
             }
         }
     }

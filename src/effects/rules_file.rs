@@ -166,7 +166,7 @@ impl<'a> Section<'a> {
                 None => {}
             },
             Action::DeleteAt(at, _) => self.delete(name, *at as usize - 1),
-            Action::DeleteFirst(rule) => {
+            Action::DeleteFirst(rule) | Action::DeleteJump(rule) => {
                 let rules = self.places.get(&name).map(|place| &self.chains[*place]);
                 let mut rules = rules.into_iter().flatten();
                 if let Some(at) = rules.position(|entry| self.text(entry) == rule.text) {

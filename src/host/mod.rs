@@ -8,6 +8,7 @@ mod capabilities;
 mod conntrack;
 mod facts;
 mod files;
+mod jumps;
 mod lock;
 mod netlink;
 mod nftables;
@@ -25,6 +26,7 @@ use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{ConntrackEntry, Family, Name, Table, Variant};
 pub use conntrack::ReplyFilter;
 pub use facts::{Facts, Questions, Ssh, forwarding_sysctl};
+pub use jumps::is_undeletable;
 pub use lock::Lock;
 pub use process::CannotStart;
 pub use resolver::lookup;
@@ -90,6 +92,13 @@ pub trait Host {
         transaction: &[u8],
         meanwhile: &mut dyn FnMut(),
     ) -> Result<()>;
+
+    /// Deletes the rules of a table that iptables cannot delete by their text, and
+    /// that jump from a foreign chain to a chain of `name`.
+    ///
+    /// # Errors
+    /// When the kernel or iptables refuses.
+    fn delete_jumps(&self, family: Family, table: Table, name: &Name) -> Result<()>;
 
     /// Returns true if the other variant has rules too: then both act on every
     /// packet.

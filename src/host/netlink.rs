@@ -159,6 +159,32 @@ impl<C: Channel> Socket<C> {
         self.ask(message, NLM_F_ACK, ignore).map(|_| ())
     }
 
+    /// Gives an order in a batch of its own, as nftables wants its changes.
+    ///
+    /// # Errors
+    /// As [`Self::order`].
+    pub fn order_in_batch(&mut self, subsystem: u16, message: Message) -> io::Result<()> {
+        const NFNL_MSG_BATCH_BEGIN: u16 = 16;
+        const NFNL_MSG_BATCH_END: u16 = 17;
+        let mark = |kind| {
+            let mark = Message {
+                kind,
+                attributes: &[],
+                ..message
+            };
+            let mut bytes = encode(self.subsystem, mark, NLM_F_REQUEST);
+            // `struct nfgenmsg`: no family, version 0, and the subsystem's number.
+            bytes[HEADER] = 0;
+            bytes[HEADER + 2..].copy_from_slice(&subsystem.to_be_bytes());
+            bytes
+        };
+        let order = encode(self.subsystem, message, NLM_F_REQUEST | NLM_F_ACK);
+        let batch = [mark(NFNL_MSG_BATCH_BEGIN), order, mark(NFNL_MSG_BATCH_END)];
+        self.channel.send(&batch.concat())?;
+        let ignore = &mut |_: &[u8]| ControlFlow::Continue(());
+        self.answer(ignore).map(|_| ())
+    }
+
     fn ask(
         &mut self,
         message: Message,
@@ -167,6 +193,13 @@ impl<C: Channel> Socket<C> {
     ) -> io::Result<Answer> {
         let request = encode(self.subsystem, message, NLM_F_REQUEST | flags);
         self.channel.send(&request)?;
+        self.answer(each)
+    }
+
+    fn answer(
+        &mut self,
+        each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> io::Result<Answer> {
         let mut answer = Answer::Whole;
         loop {
             let packet = self.channel.receive()?;

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use duct::{Handle, cmd};
+use duct::{Expression, Handle, cmd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::pipe::fcntl_setpipe_size;
@@ -132,7 +132,24 @@ impl Process {
     /// # Errors
     /// [`CannotStart`].
     pub fn start(program: &Path, arguments: &[&OsStr], limit: Duration) -> Result<Self> {
-        Self::start_with_pipes(program, arguments, limit).map_err(|error| {
+        Self::start_with(program, arguments, limit, &[])
+    }
+
+    /// The same with more variables in the environment.
+    ///
+    /// # Errors
+    /// [`CannotStart`].
+    pub fn start_with(
+        program: &Path,
+        arguments: &[&OsStr],
+        limit: Duration,
+        environment: &[(&str, &OsStr)],
+    ) -> Result<Self> {
+        let mut command = cmd(program, arguments).env("LC_ALL", "C");
+        for (name, value) in environment {
+            command = command.env(name, value);
+        }
+        Self::start_with_pipes(program, command, limit).map_err(|error| {
             let program = program.to_owned();
             CannotStart { program, error }.into()
         })
@@ -147,8 +164,7 @@ impl Process {
         fcntl_setpipe_size(&output, PIPE).ok();
         ioctl_fionbio(&input, true)?;
         // The child's ends are dropped here with the expression.
-        let handle = cmd(program, arguments)
-            .env("LC_ALL", "C")
+        let handle = command
             .stdin_file(stdin)
             .stdout_file(stdout)
             .stderr_file(stderr)

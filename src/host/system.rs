@@ -14,7 +14,7 @@ use super::lock::xtables_held;
 use super::process::{Crashed, Finished, Process, Sink, drain_all};
 use super::programs::Programs;
 use super::{Facts, Host, Lock, PendingRead, Query, Questions, ReplyFilter, Scope};
-use super::{boot, conntrack, facts, files, forwarding_sysctl, nftables};
+use super::{boot, conntrack, facts, files, forwarding_sysctl, jumps, nftables};
 use crate::netfilter::dump::DumpReader;
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{ConntrackEntry, Family, Name, Table, Variant};
@@ -83,6 +83,29 @@ impl System {
         };
         let hidden = wanted.into_iter().filter(is_hidden);
         hidden.map(|table| table.as_str().to_owned()).collect()
+    }
+
+    /// Finds numbers and deletes them while nobody else can take the lock of
+    /// xtables, see [`jumps`].
+    fn delete_jumps_by_number(&self, family: Family, table: Table, name: &Name) -> Result<()> {
+        let _lock = Lock::of_xtables(self.patience())?;
+        let lock_file = tempfile::NamedTempFile::new().context("a lock file for iptables")?;
+        let environment = [("XTABLES_LOCKFILE", lock_file.path().as_os_str())];
+        let start = |tool, arguments: &[&str]| {
+            let program = self.programs.path(family, tool)?;
+            let arguments: Vec<_> = arguments.iter().map(OsStr::new).collect();
+            Process::start_with(&program, &arguments, self.limit(), &environment)
+        };
+        let mut dump = Vec::new();
+        let save = start("save", &["-t", table.as_str()])?;
+        let finished = save.drain(&mut |piece| dump.extend_from_slice(piece));
+        finished?.success()?;
+        match jumps::deletion_by_number(&dump, table, name) {
+            None => Ok(()),
+            Some(transaction) => start("restore", &["--noflush", "-w", "1"])?
+                .feed(&transaction, &mut || ())?
+                .success(),
+        }
     }
 
     /// The time to wait for locks.
@@ -160,6 +183,21 @@ impl Host for System {
                 })
             }
         }
+    }
+
+    fn delete_jumps(&self, family: Family, table: Table, name: &Name) -> Result<()> {
+        let deleting = || {
+            format!(
+                "deleting the {} jumps to `{}` by which iptables cannot find its rules (-m recent, -m connlimit)",
+                family.title(),
+                name.as_str()
+            )
+        };
+        match self.variant() {
+            Variant::Nft => Ok(jumps::delete_by_handle(family, table, name)?),
+            Variant::Legacy => self.delete_jumps_by_number(family, table, name),
+        }
+        .with_context(deleting)
     }
 
     fn other_variant_in_use(&self) -> bool {

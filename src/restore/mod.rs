@@ -182,6 +182,8 @@ fn step(chain: &str, action: &Action, words: Words, text: &mut Vec<u8>) {
         Action::DeleteFirst(rule) => line(&["-D ", chain], None, rule, text),
         // Emptied before all, deleted after all.
         Action::DeleteChain => {}
+        // Not by iptables-restore, see [`steps`].
+        Action::DeleteJump(_) => {}
     }
 }
 
