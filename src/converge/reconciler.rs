@@ -20,7 +20,7 @@ use crate::netfilter::{Family, Table};
 use crate::panic::catch_panic;
 use crate::plan::{self, Plan};
 use crate::request::{Persist, Request};
-use crate::restore;
+use crate::restore::{self, Step};
 
 /// Read counters, or save iptables the time. They are needed only before a
 /// change: a usual run finds nothing to do.
@@ -264,8 +264,13 @@ impl<'a, H: Host> Reconciler<'a, H> {
         let nothing = Ruleset::default();
         for family in Family::BOTH {
             let found = found.rules.get(&family).map_or(&nothing, AsRef::as_ref);
-            for transaction in restore::transactions(&steps.changes, family, found) {
-                self.host.restore(family, &transaction, meanwhile)?;
+            for step in restore::steps(&steps.changes, family, found) {
+                match step {
+                    Step::Transaction(text) => self.host.restore(family, &text, meanwhile)?,
+                    Step::DeleteJumps(table) => {
+                        self.host.delete_jumps(family, table, &self.request.name)?;
+                    }
+                }
             }
             applied.families.insert(family);
         }

@@ -18,8 +18,7 @@ use std::fmt::Write;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use crate::host::is_undeletable;
-use crate::netfilter::rule::{Rule, Target};
+use crate::netfilter::rule::{Rule, Target, is_undeletable};
 use crate::netfilter::ruleset::{Chain, Counters, JumpRule, OwnedTable, Ruleset, SavedRule};
 use crate::netfilter::{Family, Protocol, Table};
 use crate::plan::{JumpPosition, Plan, PlannedJump, TablePlan};

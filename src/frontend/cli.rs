@@ -10,13 +10,14 @@ use super::invocation::{PLAIN, parse};
 use super::{schema, terminal};
 use crate::converge::outcome::RunMode;
 use crate::diff;
+use crate::diff::change::Change;
 use crate::host::lookup;
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Family, Table};
 use crate::plan::{self, Plan};
 use crate::report::Report;
 use crate::request::{Request, UncheckedRequest};
-use crate::restore;
+use crate::restore::{self, Step};
 use crate::run::{Invocation, Run};
 
 /// What `--help` prints.
@@ -278,7 +279,7 @@ fn planned(
     for family in &families {
         let changes = diff::to_plan(&plan, *family, &found);
         let transactions = match current {
-            Some(_) => restore::transactions(&changes, *family, &found).concat(),
+            Some(_) => current_to_plan(&changes, *family, &found)?,
             None => restore::from_nothing(&changes, *family).unwrap_or_default(),
         };
         if transactions.is_empty() {
@@ -290,6 +291,24 @@ fn planned(
         text.extend(transactions);
     }
     Ok(text)
+}
+
+/// The text of one `iptables-restore`; an error where that is not enough.
+fn current_to_plan(
+    changes: &[Change],
+    family: Family,
+    found: &Ruleset,
+) -> Result<Vec<u8>, UsageError> {
+    let text = |step| match step {
+        Step::Transaction(text) => Ok(text),
+        Step::DeleteJumps(table) => Err(UsageError(format!(
+            "--current: table `{}` has a jump with -m recent or -m connlimit, which iptables-restore cannot delete; \
+             `apply` can",
+            table.as_str()
+        ))),
+    };
+    let steps = restore::steps(changes, family, found).into_iter();
+    Ok(steps.map(text).collect::<Result<Vec<_>, _>>()?.concat())
 }
 
 /// What the dump has in the tables that `apply` would look at.

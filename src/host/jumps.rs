@@ -20,7 +20,7 @@ use std::ops::ControlFlow;
 use super::netlink::{
     Message, Socket, Subsystem, all_attributes, attribute, encoded, whole_attribute,
 };
-use crate::netfilter::rule::words;
+use crate::netfilter::rule::{UNDELETABLE, is_undeletable, words};
 use crate::netfilter::{Family, Name, Table};
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
@@ -36,20 +36,6 @@ const NFTA_MATCH_NAME: u16 = 1;
 const NFTA_IMMEDIATE_DATA: u16 = 2;
 const NFTA_DATA_VERDICT: u16 = 2;
 const NFTA_VERDICT_CHAIN: u16 = 2;
-
-/// Matches whose rules iptables does not find by their text.
-const MATCHES: [&str; 2] = ["recent", "connlimit"];
-
-/// Returns true if iptables cannot delete a rule with this text.
-#[must_use]
-pub fn is_undeletable(text: &str) -> bool {
-    let mut is_match = false;
-    words(text).any(|word| {
-        let found = is_match && MATCHES.contains(&&*word);
-        is_match = word == "-m";
-        found
-    })
-}
 
 /// Deletes the undeletable jump rules of a table in nft that lead into chains of
 /// `name`, by their handles.
@@ -98,15 +84,19 @@ fn is_undeletable_jump(rule: &[u8], name: &Name) -> bool {
     let expressions = attribute(rule, NFTA_RULE_EXPRESSIONS).unwrap_or_default();
     let expressions = || {
         let items = all_attributes(expressions).filter_map(|(_, item)| item.get(4..));
-        items.filter_map(|item| Some((text(item, NFTA_EXPR_NAME)?, attribute(item, NFTA_EXPR_DATA)?)))
+        items.filter_map(|item| {
+            Some((
+                text(item, NFTA_EXPR_NAME)?,
+                attribute(item, NFTA_EXPR_DATA)?,
+            ))
+        })
     };
     let has_match = expressions().any(|(expression, data)| match expression {
-        "match" => text(data, NFTA_MATCH_NAME).is_some_and(|name| MATCHES.contains(&name)),
+        "match" => text(data, NFTA_MATCH_NAME).is_some_and(|name| UNDELETABLE.contains(&name)),
         other => other == "connlimit",
     });
     let jumps = expressions().any(|(expression, data)| {
-        expression == "immediate"
-            && verdict_chain(data).is_some_and(|chain| name.owns(chain))
+        expression == "immediate" && verdict_chain(data).is_some_and(|chain| name.owns(chain))
     });
     is_foreign && has_match && jumps
 }

@@ -26,10 +26,9 @@ use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{ConntrackEntry, Family, Name, Table, Variant};
 pub use conntrack::ReplyFilter;
 pub use facts::{Facts, Questions, Ssh, forwarding_sysctl};
-pub use jumps::is_undeletable;
 pub use lock::Lock;
 pub use process::CannotStart;
-pub use resolver::lookup;
+pub use resolver::{lookup, service_port};
 pub use system::System;
 
 /// The tables that are read.

@@ -9,6 +9,7 @@ use std::io;
 use std::net::IpAddr;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
+use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -26,8 +27,10 @@ const NLM_F_DUMP_INTR: u16 = 0x010;
 const NLM_F_DUMP: u16 = 0x300;
 /// The length of the header.
 const HEADER: usize = 16;
-/// Attempts at a list that the kernel reports as interrupted.
-const DUMPS: u32 = 10;
+/// Attempts at a list that the kernel reports as interrupted. A commit of
+/// nftables interrupts all of them for as long as it takes, so there are pauses
+/// between them that add up to a second.
+const DUMPS: u64 = 60;
 
 /// The part of the kernel that a question goes to.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -138,7 +141,8 @@ impl<C: Channel> Socket<C> {
         start: &T,
         mut fold: impl FnMut(&mut T, &[u8]) -> ControlFlow<()>,
     ) -> io::Result<T> {
-        for _ in 0..DUMPS {
+        for attempt in 0..DUMPS {
+            thread::sleep(Duration::from_millis(attempt.min(20)));
             let mut found = start.clone();
             let each = &mut |attributes: &[u8]| fold(&mut found, attributes);
             if self.ask(message, NLM_F_DUMP, each)? == Answer::Whole {
@@ -196,10 +200,7 @@ impl<C: Channel> Socket<C> {
         self.answer(each)
     }
 
-    fn answer(
-        &mut self,
-        each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
-    ) -> io::Result<Answer> {
+    fn answer(&mut self, each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<Answer> {
         let mut answer = Answer::Whole;
         loop {
             let packet = self.channel.receive()?;
@@ -455,7 +456,7 @@ pub mod tests {
         }
         let all = vec![done(intr); 100];
         let error = names(&mut scripted(all)).unwrap_err().to_string();
-        assert!(error.contains("during each of 10 attempts"), "{error}");
+        assert!(error.contains("during each of 60 attempts"), "{error}");
     }
 
     #[test]

@@ -149,13 +149,13 @@ impl Process {
         for (name, value) in environment {
             command = command.env(name, value);
         }
-        Self::start_with_pipes(program, command, limit).map_err(|error| {
+        Self::start_with_pipes(program, &command, limit).map_err(|error| {
             let program = program.to_owned();
             CannotStart { program, error }.into()
         })
     }
 
-    fn start_with_pipes(program: &Path, arguments: &[&OsStr], limit: Duration) -> io::Result<Self> {
+    fn start_with_pipes(program: &Path, command: &Expression, limit: Duration) -> io::Result<Self> {
         let (stdin, input) = io::pipe()?;
         let (output, stdout) = io::pipe()?;
         let (errors, stderr) = io::pipe()?;

@@ -1,9 +1,12 @@
 //! The addresses of names, as this host finds them.
 
+use std::fs;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
+
+use crate::netfilter::Protocol;
 
 /// All addresses of a host's name, by whatever the host resolves names with:
 /// `/etc/hosts`, DNS and so on, as `/etc/nsswitch.conf` has it.
@@ -23,5 +26,40 @@ pub fn lookup(name: &str) -> Result<Vec<IpAddr>, String> {
             "the resolver did not answer within {} seconds",
             LIMIT.as_secs()
         )),
+    }
+}
+
+/// The port of a service, as `/etc/services` has it for the protocol.
+#[must_use]
+pub fn service_port(name: &str, protocol: Protocol) -> Option<u16> {
+    let text = fs::read_to_string("/etc/services").ok()?;
+    port_in(&text, name, protocol)
+}
+
+/// Lines are `NAME PORT/PROTOCOL [ALIAS...] [# COMMENT]`, see `services(5)`.
+fn port_in(services: &str, name: &str, protocol: Protocol) -> Option<u16> {
+    services.lines().find_map(|line| {
+        let mut words = line.split('#').next()?.split_whitespace();
+        let first = words.next()?;
+        let (port, of) = words.next()?.split_once('/')?;
+        let is_named = first == name || words.any(|alias| alias == name);
+        (is_named && of == protocol.as_str()).then(|| port.parse().ok())?
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_found_by_name_or_alias_for_its_protocol() {
+        let text = "# services\nhttp\t\t80/tcp\twww\t# WorldWideWeb HTTP\nsyslog 514/udp\nodd\nbad x/tcp\n";
+        let port = |name, protocol| port_in(text, name, protocol);
+        assert_eq!(port("http", Protocol::Tcp), Some(80));
+        assert_eq!(port("www", Protocol::Tcp), Some(80));
+        assert_eq!(port("syslog", Protocol::Udp), Some(514));
+        for (name, protocol) in [("http", Protocol::Udp), ("WorldWideWeb", Protocol::Tcp), ("bad", Protocol::Tcp), ("", Protocol::Tcp)] {
+            assert_eq!(port(name, protocol), None, "{name}");
+        }
     }
 }

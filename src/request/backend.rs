@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
-use super::coerce::{BadRequest, Field, integer, integer_in, list, text};
+use super::coerce::{BadRequest, Field, Mistakes, all, integer, integer_in, list, text};
 use super::wire::BackendAttributes;
 use super::{WEIGHT_MAX, given, json, shaped};
 use crate::netfilter::Endpoint;
@@ -74,11 +74,11 @@ impl Backend {
 
 /// The list, without repetition.
 pub(super) fn backends(place: &Field) -> Result<Vec<BackendEntry>, BadRequest> {
-    let items = list(place)?;
-    let mut found: Vec<BackendEntry> = Vec::with_capacity(items.len());
-    for item in items {
-        found.push(backend(&item)?);
-    }
+    let found = all(list(place)?.map(|item| backend(&item)));
+    let found = found.map_err(|bad| match whole_weights(place) {
+        Some(weights) => bad.with_way_out(&format!("the same proportions in whole weights are {weights}")),
+        None => bad,
+    })?;
     match repetition(&found) {
         None => Ok(found),
         Some((earlier, again)) => {
@@ -90,6 +90,89 @@ pub(super) fn backends(place: &Field) -> Result<Vec<BackendEntry>, BadRequest> {
             Err(BadRequest::new(paths[again].clone(), problem))
         }
     }
+}
+
+/// Whole weights in the proportions of the list, if it has fractions such as
+/// `0.5`, at most six decimals: `1, 2` for 0.5 and 1.
+fn whole_weights(place: &Field) -> Option<String> {
+    const SHOWN: usize = 12;
+    const SCALE: u64 = 1_000_000;
+    let weights: Option<Vec<u64>> = list(place).ok()?.map(|item| millionths(&item)).collect();
+    let weights = weights?;
+    if weights.iter().all(|weight| weight % SCALE == 0) {
+        return None;
+    }
+    let divisor = weights.iter().fold(0, |so_far, weight| gcd(so_far, *weight)).max(1);
+    let mut shown: Vec<String> = weights
+        .iter()
+        .take(SHOWN)
+        .map(|weight| (weight / divisor).to_string())
+        .collect();
+    if weights.len() > SHOWN {
+        shown.push("...".to_owned());
+    }
+    Some(shown.join(", "))
+}
+
+/// The weight of an item in millionths.
+fn millionths(item: &Field) -> Option<u64> {
+    let text = match &*item.value {
+        Value::Object(object) => match object.get("weight") {
+            None | Some(Value::Null) => "1".to_owned(),
+            Some(Value::String(text)) => text.trim().to_owned(),
+            Some(other) => other.to_string(),
+        },
+        Value::String(text) => {
+            let mut words = text.split_whitespace();
+            let weight = words.find_map(|word| word.strip_prefix("weight="));
+            weight.unwrap_or("1").to_owned()
+        }
+        _ => return None,
+    };
+    let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
+    let is_number = |part: &str| part.len() <= 6 && part.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !is_number(whole) || !is_number(fraction) {
+        return None;
+    }
+    format!("{whole}{fraction:0<6}").parse().ok()
+}
+
+fn gcd(one: u64, other: u64) -> u64 {
+    match other {
+        0 => one,
+        _ => gcd(other, one % other),
+    }
+}
+
+/// IPv6 addresses without brackets whose last group may be meant as a port:
+/// `fd00::1:80`, where no other backend is without a port.
+pub(super) fn ambiguous_ports(listed: &[BackendEntry], place: &Field) -> Vec<String> {
+    let Ok(items) = list(place) else {
+        return Vec::new();
+    };
+    let texts: Vec<Option<String>> = items
+        .map(|item| item.value.as_str().map(str::to_owned))
+        .collect();
+    let is_ambiguous = |at: usize| -> Option<String> {
+        let text = texts.get(at)?.as_deref()?.split_whitespace().next()?.to_owned();
+        let (_, tail) = text.split_once("::")?;
+        let (_, last) = tail.rsplit_once(':')?;
+        let is_port = last.bytes().all(|byte| byte.is_ascii_digit())
+            && last.parse::<u16>().is_ok_and(|port| port > 0);
+        let has_port = |entry: &BackendEntry| entry.port.is_some();
+        let mut others = listed.iter().enumerate().filter(|(other, _)| *other != at);
+        let is_alone = others.all(|(_, entry)| has_port(entry));
+        (is_port && is_alone && !has_port(&listed[at]) && !text.starts_with('[')).then_some(text)
+    };
+    let found = (0..listed.len()).filter_map(|at| Some((at, is_ambiguous(at)?)));
+    found
+        .map(|(at, text)| {
+            let (address, port) = text.rsplit_once(':').unwrap_or((&text, ""));
+            format!(
+                "backends[{at}]: `{text}` is an address without a port; if {port} is meant as its port, write `[{address}]:{port}`"
+            )
+        })
+        .collect()
 }
 
 /// The places of the first item that was there before, and of that.
@@ -116,20 +199,31 @@ fn backend_from_object(place: &Field, object: &json::Object) -> Result<BackendEn
     let wire: BackendAttributes = shaped(&place.path, object)?;
     let address = given(place.path.key("address"), &wire.address)
         .ok_or_else(|| BadRequest::new(place.path.key("address").to_string(), "is missing"))?;
+    let host = |address: &Field| {
+        host(&text(address)?).map_err(|problem| address.refuse(problem))
+    };
+    let port = given(place.path.key("port"), &wire.port);
+    let port = port.map(|port| integer(&port, PORTS)).transpose();
+    let weight = given(place.path.key("weight"), &wire.weight);
+    let weight = weight.map_or(Ok(1), |weight| integer(&weight, 0..=WEIGHT_MAX));
+    let mut mistakes = Mistakes::default();
+    let host = mistakes.take(host(&address));
+    let port = mistakes.take(port);
+    let weight = mistakes.take(weight);
+    let (host, port, weight) = mistakes.or(host.zip(port).zip(weight).map(|((host, port), weight)| (host, port, weight)))?;
     Ok(BackendEntry {
-        host: host(&text(&address)?).map_err(|problem| address.refuse(problem))?,
-        port: given(place.path.key("port"), &wire.port)
-            .map(|port| integer(&port, PORTS))
-            .transpose()?
-            .and_then(as_port),
-        weight: given(place.path.key("weight"), &wire.weight)
-            .map_or(Ok(1), |weight| integer(&weight, 0..=WEIGHT_MAX))?,
+        host,
+        port: port.and_then(as_port),
+        weight,
     })
 }
 
 /// `HOST[:PORT] [weight=N]`
 fn backend_from_text(place: &Field) -> Result<BackendEntry, BadRequest> {
     let line = text(place)?;
+    if line.contains("://") {
+        return Err(place.refuse("is a URL; a backend is HOST[:PORT]"));
+    }
     let mut words = line.split_whitespace();
     let first = words.next().unwrap_or_default();
     let (address, port) = split_host_port(first);
@@ -182,6 +276,9 @@ fn as_port(number: u32) -> Option<u16> {
 
 /// An address or a name, or what is wrong with it.
 fn host(text: &str) -> Result<Host, &'static str> {
+    if text.contains("://") {
+        return Err("is a URL; give its host here, and its port as `port`");
+    }
     if let Ok(address) = text.parse::<IpAddr>() {
         return match unusable(address) {
             Some(reason) => Err(reason),

@@ -15,10 +15,18 @@ use serde_json::Value;
 
 use super::json;
 
-/// What is wrong with a request, and where.
+/// The mistakes in a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadRequest {
-    /// The attribute, and the item within it: `backends[2].weight`.
+    first: Mistake,
+    more: Vec<Mistake>,
+}
+
+/// One mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mistake {
+    /// The attribute, and the item within it: `backends[2].weight`. Empty for the
+    /// request as a whole.
     path: String,
     problem: String,
 }
@@ -26,13 +34,51 @@ pub struct BadRequest {
 impl BadRequest {
     pub(crate) fn new(path: impl Into<String>, problem: impl Into<String>) -> Self {
         Self {
-            path: path.into(),
-            problem: problem.into(),
+            first: Mistake {
+                path: path.into(),
+                problem: problem.into(),
+            },
+            more: Vec::new(),
+        }
+    }
+
+    /// Adds a way out to the first mistake about a weight that is not whole.
+    pub(super) fn with_way_out(mut self, way_out: &str) -> Self {
+        let mut mistakes = std::iter::once(&mut self.first).chain(&mut self.more);
+        let is_fraction = |mistake: &&mut Mistake| {
+            mistake.path.ends_with(".weight") && mistake.problem.ends_with(" is not a whole number")
+        };
+        if let Some(mistake) = mistakes.find(is_fraction) {
+            mistake.problem += "; ";
+            mistake.problem += way_out;
+        }
+        self
+    }
+
+    /// Adds the mistakes of another part of the request.
+    fn and(mut self, other: Self) -> Self {
+        self.more.push(other.first);
+        self.more.extend(other.more);
+        self
+    }
+}
+
+/// Up to five mistakes.
+impl fmt::Display for BadRequest {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 5;
+        write!(out, "{}", self.first)?;
+        for mistake in self.more.iter().take(MOST - 1) {
+            write!(out, "; {mistake}")?;
+        }
+        match (self.more.len() + 1).saturating_sub(MOST) {
+            0 => Ok(()),
+            rest => write!(out, "; and {rest} more"),
         }
     }
 }
 
-impl fmt::Display for BadRequest {
+impl fmt::Display for Mistake {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.path.is_empty() {
             true => out.write_str(&self.problem),
@@ -42,6 +88,48 @@ impl fmt::Display for BadRequest {
 }
 
 impl std::error::Error for BadRequest {}
+
+/// Collects the mistakes of several attributes, so that all are reported at once.
+#[derive(Debug, Default)]
+pub(super) struct Mistakes(Option<BadRequest>);
+
+impl Mistakes {
+    /// The value, or `None` after a mistake.
+    pub fn take<T>(&mut self, result: Result<T, BadRequest>) -> Option<T> {
+        result.map_err(|bad| self.add(bad)).ok()
+    }
+
+    pub fn add(&mut self, bad: BadRequest) {
+        self.0 = Some(match self.0.take() {
+            Some(earlier) => earlier.and(bad),
+            None => bad,
+        });
+    }
+
+    /// The value, if there was no mistake.
+    ///
+    /// # Errors
+    /// All mistakes. There is at least one where a value is missing.
+    pub fn or<T>(self, value: Option<T>) -> Result<T, BadRequest> {
+        match (self.0, value) {
+            (Some(bad), _) => Err(bad),
+            (None, Some(value)) => Ok(value),
+            (None, None) => Err(BadRequest::new("", "the request is not complete")),
+        }
+    }
+}
+
+/// Every item of a list, or the mistakes of all items.
+pub(super) fn all<T>(
+    items: impl Iterator<Item = Result<T, BadRequest>>,
+) -> Result<Vec<T>, BadRequest> {
+    let mut mistakes = Mistakes::default();
+    let mut found = Vec::with_capacity(items.size_hint().0);
+    for item in items {
+        found.extend(mistakes.take(item));
+    }
+    mistakes.or(Some(found))
+}
 
 /// Where a value stands: an attribute, an item of its list, a key of that. It
 /// is put into words only for an error.

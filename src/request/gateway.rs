@@ -7,7 +7,7 @@ use std::path::{Path as FilePath, PathBuf};
 use serde_json::Value;
 
 use super::backend::unusable;
-use super::coerce::{BadRequest, Field, Path, as_boolean, choice, list, text};
+use super::coerce::{BadRequest, Field, Mistakes, Path, as_boolean, choice, list, text};
 use super::wire::{Masquerade, RequestAttributes};
 use super::{given, json};
 use super::{optional_flag, traffic::interface, word};
@@ -42,13 +42,23 @@ pub struct Masquerading {
 }
 
 pub(super) fn gateway(wire: &RequestAttributes) -> Result<Gateway, BadRequest> {
-    Ok(Gateway {
-        local_traffic: optional_flag("local_traffic", &wire.local_traffic)?,
-        masquerade: masquerading(wire)?,
-        forward: optional_flag("forward", &wire.forward)?,
-        ip_forward: optional_flag("ip_forward", &wire.ip_forward)?,
-        when_empty: word("when_empty", &wire.when_empty, WhenEmpty::WORDS)?,
-    })
+    let mut mistakes = Mistakes::default();
+    let gateway = Gateway {
+        local_traffic: mistakes
+            .take(optional_flag("local_traffic", &wire.local_traffic))
+            .unwrap_or_default(),
+        masquerade: mistakes.take(masquerading(wire)).unwrap_or_default(),
+        forward: mistakes
+            .take(optional_flag("forward", &wire.forward))
+            .unwrap_or_default(),
+        ip_forward: mistakes
+            .take(optional_flag("ip_forward", &wire.ip_forward))
+            .unwrap_or_default(),
+        when_empty: mistakes
+            .take(word("when_empty", &wire.when_empty, WhenEmpty::WORDS))
+            .unwrap_or_default(),
+    };
+    mistakes.or(Some(gateway))
 }
 
 fn masquerading(wire: &RequestAttributes) -> Result<Option<Masquerading>, BadRequest> {

@@ -3,13 +3,14 @@
 use ipnet::IpNet;
 use serde_json::Value;
 
-use super::coerce::{BadRequest, Field, integer, list, text};
+use super::coerce::{BadRequest, Field, all, integer, list, text};
 use super::wire::RequestAttributes;
 use super::{Destination, given};
-use crate::netfilter::{self, PortRange, Ports};
+use crate::host;
+use crate::netfilter::{self, PortRange, Ports, Protocol};
 
-/// What is balanced.
-pub(super) fn ports(place: &Field) -> Result<Ports, BadRequest> {
+/// The ports that are balanced. Services are looked up for the protocol.
+pub(super) fn ports(place: &Field, protocol: Protocol) -> Result<Ports, BadRequest> {
     const MOST: usize = 15;
     let items = list(place)?;
     if items.len() == 0 {
@@ -18,11 +19,10 @@ pub(super) fn ports(place: &Field) -> Result<Ports, BadRequest> {
     if items.len() > MOST {
         return Err(place.bad(format!("has {} items, more than {MOST}", items.len())));
     }
-    let ranges: Result<Vec<_>, _> = items.map(|item| port_range(&item)).collect();
-    ranges.map(Ports::new)
+    all(items.map(|item| port_range(&item, protocol))).map(Ports::new)
 }
 
-fn port_range(place: &Field) -> Result<PortRange, BadRequest> {
+fn port_range(place: &Field, protocol: Protocol) -> Result<PortRange, BadRequest> {
     let text = match &*place.value {
         Value::Number(_) => integer(place, 1..=u32::from(u16::MAX))?.to_string().into(),
         _ => text(place)?,
@@ -31,12 +31,19 @@ fn port_range(place: &Field) -> Result<PortRange, BadRequest> {
         .split_once('.')
         .filter(|(_, zeros)| !zeros.is_empty() && zeros.bytes().all(|byte| byte == b'0'));
     match PortRange::parse(whole.map_or(&*text, |(digits, _)| digits)) {
-        Some(PortRange { first: 0, last: 0 }) | None => {
-            Err(place.refuse("is neither a port, 1 to 65535, nor a range a:b of ports, ascending"))
-        }
+        Some(PortRange { first: 0, last: 0 }) => Err(place.refuse(NO_PORT)),
         Some(range) => Ok(range),
+        None => {
+            let port = host::service_port(&text, protocol).ok_or_else(|| place.refuse(NO_PORT))?;
+            Ok(PortRange {
+                first: port,
+                last: port,
+            })
+        }
     }
 }
+
+const NO_PORT: &str = "is neither a port, 1 to 65535, nor a range a:b of ports, ascending, nor a service in /etc/services";
 
 pub(super) fn destination(wire: &RequestAttributes) -> Result<Destination, BadRequest> {
     match given("destination", &wire.destination) {
@@ -62,8 +69,7 @@ pub(super) fn networks(
         return Ok(Vec::new());
     };
     let mut found: Vec<IpNet> = Vec::new();
-    for item in list(&place)? {
-        let network = network(&item)?;
+    for network in all(list(&place)?.map(|item| network(&item)))? {
         if !found.contains(&network) {
             found.push(network);
         }

@@ -2,37 +2,68 @@
 
 mod nft_1_8_2;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::diff::change::{Action, Change, Kind};
 use crate::netfilter::ruleset::{Chain, Counters, OwnedTable, Ruleset, SavedRule};
 use crate::netfilter::{Family, Table};
 use crate::plan::is_filter_mark;
 
-/// The transactions that carry out the changes to what was found of one family,
-/// one after the other: one if there are changes, but for an iptables that has
-/// to be told step by step.
-#[must_use]
-pub fn transactions(changes: &[Change], family: Family, found: &Ruleset) -> Vec<Vec<u8>> {
-    if !found.is_old_nft {
-        return transaction(changes, family, found).into_iter().collect();
-    }
-    let changes = changes.iter().filter(|change| change.family == family);
-    let steps = nft_1_8_2::transactions(changes.collect(), family, found);
-    let texts = steps
-        .iter()
-        .filter_map(|changes| transaction(changes, family, found));
-    texts.collect()
+/// One step of a write.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Step {
+    /// The text of one `iptables-restore --noflush`.
+    Transaction(Vec<u8>),
+    /// The jump rules of a table that iptables cannot delete by their text.
+    DeleteJumps(Table),
 }
 
-/// The transaction that carries out the changes to what was found of one
-/// family, and `None` when there are none. Each table is one atomic
-/// `*table ... COMMIT` block.
+/// The steps that apply the changes of one family, in order. Usually there is
+/// one transaction. Jump rules that iptables cannot delete go after it, and the
+/// chains that they may lead to after them.
 #[must_use]
-pub fn transaction(changes: &[Change], family: Family, found: &Ruleset) -> Option<Vec<u8>> {
-    let changes = changes.iter().filter(|change| change.family == family);
+pub fn steps(changes: &[Change], family: Family, found: &Ruleset) -> Vec<Step> {
+    let changes = || changes.iter().filter(|change| change.family == family);
+    let is_jump = |change: &&Change| matches!(change.action, Action::DeleteJump(_));
+    let tables: BTreeSet<Table> = changes()
+        .filter(is_jump)
+        .map(|change| change.table)
+        .collect();
+    let is_late =
+        |change: &&Change| tables.contains(&change.table) && change.action == Action::DeleteChain;
+    let others = changes().filter(|change| !is_jump(change));
+    let (late, early): (Vec<_>, Vec<_>) = others.partition(is_late);
+    let early = transactions(early, family, found).into_iter();
+    let late = transactions(late, family, found).into_iter();
+    early
+        .map(Step::Transaction)
+        .chain(tables.into_iter().map(Step::DeleteJumps))
+        .chain(late.map(Step::Transaction))
+        .collect()
+}
+
+/// The transactions of one family: one, except for an iptables that needs the
+/// changes step by step.
+fn transactions(changes: Vec<&Change>, family: Family, found: &Ruleset) -> Vec<Vec<u8>> {
+    if !found.is_old_nft {
+        return transaction(changes, found).into_iter().collect();
+    }
+    let steps = nft_1_8_2::transactions(changes, family, found);
+    let texts = steps.iter();
+    texts
+        .filter_map(|changes| transaction(changes, found))
+        .collect()
+}
+
+/// The transaction that applies changes of one family; `None` when there are
+/// none. Each table is one atomic `*table ... COMMIT` block.
+#[must_use]
+fn transaction<'a>(
+    changes: impl IntoIterator<Item = &'a Change>,
+    found: &Ruleset,
+) -> Option<Vec<u8>> {
     let mut text = Vec::new();
-    for (table, changes) in blocks(changes) {
+    for (table, changes) in blocks(changes.into_iter()) {
         block(table, &changes, found.owned(table), Words::Live, &mut text);
     }
     (!text.is_empty()).then_some(text)
@@ -180,10 +211,9 @@ fn step(chain: &str, action: &Action, words: Words, text: &mut Vec<u8>) {
         }
         Action::DeleteAt(at, _) => write(&["-D ", chain, " ", &at.to_string(), "\n"], text),
         Action::DeleteFirst(rule) => line(&["-D ", chain], None, rule, text),
-        // Emptied before all, deleted after all.
-        Action::DeleteChain => {}
-        // Not by iptables-restore, see [`steps`].
-        Action::DeleteJump(_) => {}
+        // A chain is emptied before all and deleted after all; such a jump is not
+        // deleted by iptables-restore, see [`steps`].
+        Action::DeleteChain | Action::DeleteJump(_) => {}
     }
 }
 
@@ -225,7 +255,7 @@ mod tests {
         let found = diff::to_plan(&plan(from), Family::Ipv4, &Ruleset::default());
         let found = applied(&found, Family::Ipv4, &Ruleset::default());
         let changes = diff::to_plan(&plan(to), Family::Ipv4, &found);
-        let text = transaction(&changes, Family::Ipv4, &found).unwrap();
+        let text = transaction(&changes, &found).unwrap();
         let text = String::from_utf8(text).unwrap();
         let is_step = |line: &&str| {
             line.starts_with(['*', ':']) || line.starts_with("-N") || line.starts_with("-X")
@@ -326,7 +356,8 @@ mod tests {
             ]
         };
         let said = |header: &str, changes: &[Change]| {
-            let texts = transactions(changes, Family::Ipv4, &read(header)).concat();
+            let texts = transactions(changes.iter().collect(), Family::Ipv4, &read(header));
+            let texts = texts.concat();
             let text = String::from_utf8(texts).unwrap();
             text.lines().map(str::to_owned).collect::<Vec<_>>()
         };

@@ -9,7 +9,7 @@ use iptables_balance::host::{
     Facts, Host, Lock, PendingRead, Query, Questions, ReplyFilter, Scope,
 };
 use iptables_balance::netfilter::ruleset::Ruleset;
-use iptables_balance::netfilter::{ConntrackEntry, Family, Name, Variant};
+use iptables_balance::netfilter::{ConntrackEntry, Family, Name, Table, Variant};
 
 use crate::model::Model;
 
@@ -166,6 +166,33 @@ impl Host for Fake {
             }
             _ => Ok(()),
         }
+    }
+
+    fn delete_jumps(&self, family: Family, table: Table, name: &Name) -> Result<()> {
+        let mut model = self.model(family).lock().unwrap();
+        let dump = model.save();
+        let lines = dump
+            .lines()
+            .map(|line| line.split_once("] ").map_or(line, |(_, rule)| rule));
+        let lines = lines
+            .skip_while(|line| *line != format!("*{}", table.as_str()))
+            .take_while(|line| *line != "COMMIT");
+        let mut numbers = BTreeMap::<&str, usize>::new();
+        let mut deletions = Vec::new();
+        for line in lines.filter(|line| line.starts_with("-A ")) {
+            let words: Vec<&str> = line.split(' ').collect();
+            let number = numbers.entry(words[1]).or_default();
+            *number += 1;
+            let has_match = words
+                .windows(2)
+                .any(|two| two == ["-m", "recent"] || two == ["-m", "connlimit"]);
+            if has_match && !name.owns(words[1]) && name.owns(words.last().unwrap()) {
+                deletions.push(format!("-D {} {number}\n", words[1]));
+            }
+        }
+        deletions.reverse();
+        let text = format!("*{}\n{}COMMIT\n", table.as_str(), deletions.concat());
+        model.restore(&text).map_err(anyhow::Error::msg)
     }
 
     fn other_variant_in_use(&self) -> bool {

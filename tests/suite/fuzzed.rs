@@ -5,6 +5,7 @@
 use iptables_balance::converge::converge;
 use iptables_balance::converge::outcome::{Outcome, RunMode};
 use iptables_balance::converge::prefetch::Prefetch;
+use iptables_balance::diff;
 use iptables_balance::frontend::cfengine;
 use iptables_balance::netfilter::Family;
 use iptables_balance::netfilter::rule::Rule;
@@ -12,7 +13,7 @@ use iptables_balance::netfilter::ruleset::Ruleset;
 use iptables_balance::plan::Plan;
 use iptables_balance::report::Report;
 use iptables_balance::request::{Name, Request, UncheckedRequest, json};
-use iptables_balance::{diff, restore};
+use iptables_balance::restore::{self, Step};
 use serde_json::Value;
 
 use crate::fake::Fake;
@@ -50,7 +51,12 @@ fn only_our_lines(request: &Request) {
     let nothing = Ruleset::default();
     for family in Family::BOTH {
         let changes = diff::to_plan(&plan, family, &nothing);
-        let live = restore::transactions(&changes, family, &nothing).concat();
+        let live = restore::steps(&changes, family, &nothing).into_iter();
+        let live = live.map(|step| match step {
+            Step::Transaction(text) => text,
+            other @ Step::DeleteJumps(_) => panic!("{other:?}"),
+        });
+        let live = live.collect::<Vec<_>>().concat();
         let file = restore::from_nothing(&changes, family).unwrap_or_default();
         let text = String::from_utf8([live, file].concat()).unwrap();
         let name = request.name.as_str();

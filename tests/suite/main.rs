@@ -29,6 +29,7 @@ mod fuzzed;
 mod gateway;
 mod golden;
 mod host;
+mod jumps;
 mod kernel;
 mod lab;
 mod long_run;

@@ -13,6 +13,21 @@ use crate::netfilter::statistic::Statistic;
 use crate::netfilter::{Endpoint, PortRange, Ports, Protocol};
 pub use parse::{Unreadable, Words, words};
 
+/// Matches that keep kernel pointers in the data that `iptables -D` compares, so
+/// that it never finds a rule that has one (iptables 1.8.9, both variants).
+pub const UNDELETABLE: [&str; 2] = ["recent", "connlimit"];
+
+/// Returns true if iptables cannot delete a rule with this text by its text.
+#[must_use]
+pub fn is_undeletable(text: &str) -> bool {
+    let mut is_match = false;
+    words(text).any(|word| {
+        let found = is_match && UNDELETABLE.contains(&&*word);
+        is_match = word == "-m";
+        found
+    })
+}
+
 /// A rule in its simplest form: what changes nothing is left out of it.
 ///
 /// So there is no `-m comment`, no network of length 0, no `--every 1`, and in
