@@ -19,8 +19,9 @@ import subprocess
 import sys
 import time
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROGRAM = f"{ROOT}/target/release/iptables_balance"
+from pairs import program
+
+PROGRAM = program()
 SIZES = [1, 4, 16, 64, 256, 1024, 4096, 10_000]
 SHORT = 0.02  # seconds that a setup sends in a round
 

@@ -12,10 +12,9 @@ import subprocess
 import sys
 import tempfile
 
-from pairs import in_a_network_of_our_own, peak, side_by_side
+from pairs import in_a_network_of_our_own, peak, program, side_by_side
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROGRAM = sys.argv[1] if len(sys.argv) > 1 else f"{ROOT}/target/release/iptables_balance"
+PROGRAM = sys.argv[1] if len(sys.argv) > 1 else program()
 RUNS = int(sys.argv[2]) if len(sys.argv) > 2 else 31
 OTHERS = 20_000
 

@@ -6,6 +6,14 @@ import sys
 import time
 
 
+def program():
+    """The path of the program: IPTABLES_BALANCE, or where cargo builds it."""
+    if "IPTABLES_BALANCE" not in os.environ:
+        build = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "examples/build.sh")
+        os.environ["IPTABLES_BALANCE"] = subprocess.run([build], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    return os.environ["IPTABLES_BALANCE"]
+
+
 def in_a_network_of_our_own():
     """Starts the script again in a network namespace of its own, with an xtables lock of its own."""
     if "BENCH_INSIDE" not in os.environ:

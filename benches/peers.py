@@ -17,10 +17,10 @@ import subprocess
 import sys
 import tempfile
 
-from pairs import in_a_network_of_our_own, once
+from pairs import in_a_network_of_our_own, once, program
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROGRAM = f"{ROOT}/target/release/iptables_balance"
+PROGRAM = program()
 SCRATCH = tempfile.mkdtemp(prefix="peers-")
 
 

@@ -11,10 +11,9 @@ import statistics
 import subprocess
 import sys
 
-from pairs import in_a_network_of_our_own, once, peak
+from pairs import in_a_network_of_our_own, once, peak, program
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROGRAM = f"{ROOT}/target/release/iptables_balance"
+PROGRAM = program()
 
 
 def request(variant, mode, count, **more):

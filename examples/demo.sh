@@ -37,8 +37,7 @@ if [[ -z ${IPTABLES_BALANCE:-} ]]; then
     exit 1
   fi
   say "Building"
-  cargo build --release --locked
-  IPTABLES_BALANCE=$PWD/target/release/iptables_balance
+  IPTABLES_BALANCE=$(examples/build.sh)
 fi
 export IPTABLES_BALANCE
 

@@ -58,10 +58,11 @@ fn questions(balancer: &Balancer, forwarding: &BTreeMap<Family, bool>) -> Questi
 /// # Errors
 /// The harm that the request would do, and the way out.
 pub fn check(request: &Request, facts: &Facts) -> Result<Vec<String>, String> {
-    match request.balancer() {
-        Some(balancer) => check_balancer(balancer, facts),
-        None => Ok(Vec::new()),
+    let mut warnings = request.warnings.clone();
+    if let Some(balancer) = request.balancer() {
+        warnings.extend(check_balancer(balancer, facts)?);
     }
+    Ok(warnings)
 }
 
 fn check_balancer(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> {

@@ -55,4 +55,4 @@ elif [[ ! -e $home/done ]]; then
 fi
 "$home/bin/iptables" --version
 (($#)) || set -- kernel:: connections:: gateway:: host:: long_run::
-PATH=$home/bin:$PATH exec cargo test --locked --test suite -- "$@"
+PATH=$home/bin:$PATH exec cargo test --locked --test root -- "$@"

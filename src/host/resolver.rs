@@ -58,7 +58,12 @@ mod tests {
         assert_eq!(port("http", Protocol::Tcp), Some(80));
         assert_eq!(port("www", Protocol::Tcp), Some(80));
         assert_eq!(port("syslog", Protocol::Udp), Some(514));
-        for (name, protocol) in [("http", Protocol::Udp), ("WorldWideWeb", Protocol::Tcp), ("bad", Protocol::Tcp), ("", Protocol::Tcp)] {
+        for (name, protocol) in [
+            ("http", Protocol::Udp),
+            ("WorldWideWeb", Protocol::Tcp),
+            ("bad", Protocol::Tcp),
+            ("", Protocol::Tcp),
+        ] {
             assert_eq!(port(name, protocol), None, "{name}");
         }
     }

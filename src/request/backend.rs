@@ -76,7 +76,9 @@ impl Backend {
 pub(super) fn backends(place: &Field) -> Result<Vec<BackendEntry>, BadRequest> {
     let found = all(list(place)?.map(|item| backend(&item)));
     let found = found.map_err(|bad| match whole_weights(place) {
-        Some(weights) => bad.with_way_out(&format!("the same proportions in whole weights are {weights}")),
+        Some(weights) => bad.with_way_out(&format!(
+            "the same proportions in whole weights are {weights}"
+        )),
         None => bad,
     })?;
     match repetition(&found) {
@@ -102,7 +104,10 @@ fn whole_weights(place: &Field) -> Option<String> {
     if weights.iter().all(|weight| weight % SCALE == 0) {
         return None;
     }
-    let divisor = weights.iter().fold(0, |so_far, weight| gcd(so_far, *weight)).max(1);
+    let divisor = weights
+        .iter()
+        .fold(0, |so_far, weight| gcd(so_far, *weight))
+        .max(1);
     let mut shown: Vec<String> = weights
         .iter()
         .take(SHOWN)
@@ -154,7 +159,12 @@ pub(super) fn ambiguous_ports(listed: &[BackendEntry], place: &Field) -> Vec<Str
         .map(|item| item.value.as_str().map(str::to_owned))
         .collect();
     let is_ambiguous = |at: usize| -> Option<String> {
-        let text = texts.get(at)?.as_deref()?.split_whitespace().next()?.to_owned();
+        let text = texts
+            .get(at)?
+            .as_deref()?
+            .split_whitespace()
+            .next()?
+            .to_owned();
         let (_, tail) = text.split_once("::")?;
         let (_, last) = tail.rsplit_once(':')?;
         let is_port = last.bytes().all(|byte| byte.is_ascii_digit())
@@ -199,9 +209,7 @@ fn backend_from_object(place: &Field, object: &json::Object) -> Result<BackendEn
     let wire: BackendAttributes = shaped(&place.path, object)?;
     let address = given(place.path.key("address"), &wire.address)
         .ok_or_else(|| BadRequest::new(place.path.key("address").to_string(), "is missing"))?;
-    let host = |address: &Field| {
-        host(&text(address)?).map_err(|problem| address.refuse(problem))
-    };
+    let host = |address: &Field| host(&text(address)?).map_err(|problem| address.refuse(problem));
     let port = given(place.path.key("port"), &wire.port);
     let port = port.map(|port| integer(&port, PORTS)).transpose();
     let weight = given(place.path.key("weight"), &wire.weight);
@@ -210,7 +218,10 @@ fn backend_from_object(place: &Field, object: &json::Object) -> Result<BackendEn
     let host = mistakes.take(host(&address));
     let port = mistakes.take(port);
     let weight = mistakes.take(weight);
-    let (host, port, weight) = mistakes.or(host.zip(port).zip(weight).map(|((host, port), weight)| (host, port, weight)))?;
+    let (host, port, weight) = mistakes.or(host
+        .zip(port)
+        .zip(weight)
+        .map(|((host, port), weight)| (host, port, weight)))?;
     Ok(BackendEntry {
         host,
         port: port.and_then(as_port),

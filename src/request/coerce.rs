@@ -106,6 +106,10 @@ impl Mistakes {
         });
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// The value, if there was no mistake.
     ///
     /// # Errors

@@ -20,14 +20,14 @@ use serde_json::Value;
 pub use crate::netfilter::Name;
 use crate::netfilter::{self, Family, Ports, Protocol};
 pub use backend::Backend;
-use backend::{BackendEntry, backends};
+use backend::{BackendEntry, ambiguous_ports, backends};
 pub use coerce::BadRequest;
-use coerce::{Field, Path, boolean, choice, integer, text};
+use coerce::{Field, Mistakes, Path, all, boolean, choice, integer, text};
 pub use gateway::{Gateway, Masquerading, Persist};
 use gateway::{gateway, persist};
 pub use pool::Pool;
 use pool::pools;
-use traffic::{destination, interface, networks, ports};
+use traffic::{destination, interface, networks, ports as ports_of};
 use wire::RequestAttributes;
 pub use wire::{
     DesiredState, Disconnect, Jump, Layout, Masquerade, Mode, VariantChoice, WhenEmpty,
@@ -51,6 +51,8 @@ pub struct Request {
     pub persist: Persist,
     /// Whose connections are ended when their backend goes away.
     pub disconnect: Disconnect,
+    /// Warnings about values that may be meant otherwise.
+    pub warnings: Vec<String>,
 }
 
 /// A request of which so much is read as one must know to find the host's rules.
@@ -117,23 +119,36 @@ pub enum Destination {
 pub type Lookup<'a> = &'a dyn Fn(&str) -> Result<Vec<IpAddr>, String>;
 
 impl UncheckedRequest {
-    /// Reads what arrived.
+    /// Reads the attributes that are needed to find the host's rules.
     ///
     /// # Errors
-    /// For an attribute that there is not, and where one of those here is wrong.
+    /// For unknown attributes, and where one of these is wrong. Then the mistakes
+    /// in the other attributes are named too.
     pub fn from_json(attributes: json::Object) -> Result<Self, BadRequest> {
-        let wire = RequestAttributes::from_json(attributes)?;
-        let wait = match given("wait", &wire.wait) {
-            Some(place) => integer(&place, 0..=3600)?,
-            None => 10,
-        };
-        Ok(Self {
-            name: name(&wire)?,
-            state: word("state", &wire.state, DesiredState::WORDS)?,
-            variant: word("variant", &wire.variant, VariantChoice::WORDS)?,
-            wait,
-            wire,
-        })
+        let (wire, mut mistakes) = RequestAttributes::from_json(attributes);
+        let wait = given("wait", &wire.wait);
+        let wait = mistakes.take(wait.map_or(Ok(10), |place| integer(&place, 0..=3600)));
+        let name = mistakes.take(name(&wire));
+        let state = mistakes.take(word("state", &wire.state, DesiredState::WORDS));
+        let variant = mistakes.take(word("variant", &wire.variant, VariantChoice::WORDS));
+        if mistakes.is_empty() {
+            let basics = name.zip(state).zip(variant).zip(wait);
+            let unchecked = basics.map(|(((name, state), variant), wait)| Self {
+                name,
+                state,
+                variant,
+                wait,
+                wire,
+            });
+            return mistakes.or(unchecked);
+        }
+        // Without the state, nothing is known to be missing.
+        let state = state.unwrap_or(DesiredState::Absent);
+        mistakes.take(desired(&wire, state));
+        mistakes.take(persist(&wire.persist));
+        mistakes.take(word("disconnect", &wire.disconnect, Disconnect::WORDS));
+        mistakes.take(word("layout", &wire.layout, Layout::WORDS));
+        mistakes.or(None)
     }
 
     /// Checks all that can be checked without asking for the addresses of names.
@@ -158,18 +173,27 @@ impl UncheckedRequest {
 
     fn checked(&self) -> Result<Checked, BadRequest> {
         let wire = &self.wire;
-        let (desired, listed) = desired(wire, self.state)?;
+        let mut mistakes = Mistakes::default();
+        let desired = mistakes.take(desired(wire, self.state));
+        let persist = mistakes.take(persist(&wire.persist));
+        let disconnect = word("disconnect", &wire.disconnect, Disconnect::WORDS);
+        let disconnect = mistakes.take(disconnect).unwrap_or_default();
+        let layout = mistakes.take(word("layout", &wire.layout, Layout::WORDS));
+        let (desired, listed) = mistakes.or(desired)?;
+        let ambiguous = |place| ambiguous_ports(&listed, &place);
+        let warnings = given("backends", &wire.backends).map(ambiguous);
         Ok(Checked {
             request: Request {
                 name: self.name.clone(),
                 variant: self.variant,
                 wait: self.wait,
                 desired,
-                persist: persist(&wire.persist)?,
-                disconnect: word("disconnect", &wire.disconnect, Disconnect::WORDS)?,
+                persist: persist.unwrap_or_default(),
+                disconnect,
+                warnings: warnings.unwrap_or_default(),
             },
             listed,
-            layout: word("layout", &wire.layout, Layout::WORDS)?,
+            layout: layout.unwrap_or_default(),
         })
     }
 }
@@ -237,20 +261,28 @@ pub fn flag(name: &str, value: &Value) -> Result<bool, BadRequest> {
 }
 
 impl RequestAttributes {
-    fn from_json(attributes: json::Object) -> Result<Self, BadRequest> {
-        let is_there = |name: &str| given(name, attributes.get(name)).is_some();
-        if is_there("name") && is_there("chain") {
-            return Err(BadRequest::new(
+    /// The known attributes, and the mistakes in the names of others.
+    fn from_json(mut attributes: json::Object) -> (Self, Mistakes) {
+        let mut mistakes = Mistakes::default();
+        attributes.retain(|_, value| !value.is_null());
+        if attributes.contains_key("name") && attributes.remove("chain").is_some() {
+            mistakes.add(BadRequest::new(
                 "chain",
                 "`name` is given too, of which it is another spelling; leave one out",
             ));
         }
-        let mut attributes = attributes;
-        attributes.retain(|_, value| !value.is_null());
         // It may be long, and is not copied.
         let backends = attributes.remove("backends");
-        let rest: Self = shaped(&"".into(), &attributes)?;
-        Ok(Self { backends, ..rest })
+        let rest = match Self::deserialize(&attributes) {
+            Ok(rest) => rest,
+            Err(error) => {
+                mistakes.add(misshapen::<Self>(&"".into(), &attributes, &error));
+                let known = names_of::<Self>();
+                attributes.retain(|name, _| known.contains(name));
+                Self::deserialize(&attributes).unwrap_or_default()
+            }
+        };
+        (Self { backends, ..rest }, mistakes)
     }
 }
 
@@ -270,7 +302,7 @@ where
     T::deserialize(object).map_err(|error| misshapen::<T>(path, object, &error))
 }
 
-/// The only thing that can be wrong with a shape is a key that it has not.
+/// The only possible mistake in a shape is an unknown key. All are named.
 fn misshapen<T: schemars::JsonSchema>(
     path: &Path,
     object: &json::Object,
@@ -278,15 +310,15 @@ fn misshapen<T: schemars::JsonSchema>(
 ) -> BadRequest {
     let known = names_of::<T>();
     let path = path.to_string();
-    match object.keys().find(|key| !known.contains(key)) {
-        None => BadRequest::new(path, error.to_string()),
-        Some(key) => {
-            let dot = if path.is_empty() { "" } else { "." };
-            BadRequest::new(
-                format!("{path}{dot}{}", key.escape_debug()),
-                unknown(key, &known),
-            )
-        }
+    let dot = if path.is_empty() { "" } else { "." };
+    let unknown_keys = object.keys().filter(|key| !known.contains(key));
+    let mistakes = all(unknown_keys.map(|key| {
+        let place = format!("{path}{dot}{}", key.escape_debug());
+        Err::<(), _>(BadRequest::new(place, unknown(key, &known)))
+    }));
+    match mistakes {
+        Err(mistakes) => mistakes,
+        Ok(_) => BadRequest::new(path, error.to_string()),
     }
 }
 
@@ -309,8 +341,39 @@ fn names_of<T: schemars::JsonSchema>() -> Vec<String> {
     names
 }
 
+/// Names that other programs use, and the attribute that is meant.
+const SYNONYMS: [(&str, &str); 20] = [
+    ("port", "destination_port"),
+    ("ports", "destination_port"),
+    ("dport", "destination_port"),
+    ("dports", "destination_port"),
+    ("listen", "destination_port"),
+    ("bind", "destination"),
+    ("vip", "destination"),
+    ("server", "backends"),
+    ("servers", "backends"),
+    ("upstream", "backends"),
+    ("members", "backends"),
+    ("targets", "backends"),
+    ("balance", "mode"),
+    ("algorithm", "mode"),
+    ("scheduler", "mode"),
+    ("lb_algo", "mode"),
+    ("interface", "in_interface"),
+    ("iface", "in_interface"),
+    ("snat", "masquerade"),
+    ("host", "address"),
+];
+
 fn unknown(key: &str, known: &[String]) -> String {
-    let distance = |name: &&String| strsim::damerau_levenshtein(&key.to_lowercase(), name);
+    let key = key.to_lowercase();
+    let is_known = |name: &str| known.iter().any(|known| known == name);
+    let mut synonyms = SYNONYMS.iter();
+    let meant = synonyms.find(|(other, name)| *other == key && is_known(name));
+    if let Some((_, name)) = meant {
+        return format!("there is no such attribute; it is called `{name}` here");
+    }
+    let distance = |name: &&String| strsim::damerau_levenshtein(&key, name);
     match known.iter().min_by_key(distance) {
         Some(nearest) => format!("there is no such attribute; the nearest is `{nearest}`"),
         None => "there is no such attribute".into(),
@@ -336,44 +399,74 @@ fn optional_flag(path: &'static str, value: &Option<Value>) -> Result<bool, BadR
     given(path, value).map_or(Ok(false), |place| boolean(&place))
 }
 
-/// Everything given is checked in either state; what `absent` does not need is
-/// not asked for.
+/// Every given attribute is checked in either state. What `absent` does not need
+/// may be missing.
 fn desired(
     wire: &RequestAttributes,
     state: DesiredState,
 ) -> Result<(Desired, Vec<BackendEntry>), BadRequest> {
-    let backends = given("backends", &wire.backends)
-        .map(|place| backends(&place))
-        .transpose()?;
-    let ports = given("destination_port", &wire.destination_port)
-        .map(|place| ports(&place))
-        .transpose()?;
-    let mut balancer = Balancer {
-        mode: word("mode", &wire.mode, Mode::WORDS)?,
-        protocol: word("protocol", &wire.protocol, &Protocol::WORDS)?,
-        destination: destination(wire)?,
-        sources: networks("source", &wire.source)?,
-        in_interface: interface("in_interface", &wire.in_interface)?,
-        jump: word("jump", &wire.jump, Jump::WORDS)?,
-        destination_ports: Ports::default(),
-        pools: Vec::new(),
-        gateway: gateway(wire)?,
-    };
-    match state {
-        DesiredState::Absent => Ok((Desired::Absent, Vec::new())),
-        DesiredState::Present => {
-            let Some(backends) = backends else {
-                let problem = "is missing; it lists the servers";
-                return Err(BadRequest::new("backends", problem));
-            };
-            let Some(ports) = ports else {
-                let problem = "is missing; it says what is balanced, and \"0:65535\" is every port";
-                return Err(BadRequest::new("destination_port", problem));
-            };
-            balancer.destination_ports = ports;
-            Ok((Desired::Present(balancer), backends))
-        }
+    let mut mistakes = Mistakes::default();
+    let backends = given("backends", &wire.backends).map(|place| backends(&place));
+    let backends = mistakes.take(backends.transpose());
+    let mode = mistakes.take(mode(&wire.mode));
+    let protocol = word("protocol", &wire.protocol, &Protocol::WORDS);
+    let protocol = mistakes.take(protocol).unwrap_or_default();
+    let ports = given("destination_port", &wire.destination_port);
+    let ports = mistakes.take(ports.map(|place| ports_of(&place, protocol)).transpose());
+    let destination = mistakes.take(destination(wire));
+    let sources = mistakes.take(networks("source", &wire.source));
+    let in_interface = mistakes.take(interface("in_interface", &wire.in_interface));
+    let jump = mistakes.take(word("jump", &wire.jump, Jump::WORDS));
+    let gateway = mistakes.take(gateway(wire));
+    if state == DesiredState::Absent {
+        return mistakes.or(Some((Desired::Absent, Vec::new())));
     }
+    if backends == Some(None) {
+        let problem = "is missing; it lists the servers";
+        mistakes.add(BadRequest::new("backends", problem));
+    }
+    if ports == Some(None) {
+        let problem = "is missing; it says what is balanced, and \"0:65535\" is every port";
+        mistakes.add(BadRequest::new("destination_port", problem));
+    }
+    let balancer = gateway.map(|gateway| Balancer {
+        mode: mode.unwrap_or_default(),
+        protocol,
+        destination: destination.unwrap_or(Destination::Any),
+        sources: sources.unwrap_or_default(),
+        in_interface: in_interface.flatten(),
+        jump: jump.unwrap_or_default(),
+        destination_ports: ports.flatten().unwrap_or_default(),
+        pools: Vec::new(),
+        gateway,
+    });
+    let backends = backends.flatten().unwrap_or_default();
+    mistakes.or(balancer.map(|balancer| (Desired::Present(balancer), backends)))
+}
+
+/// The mode. The names of other balancers' methods lead to the one that fits.
+fn mode(value: &Option<Value>) -> Result<Mode, BadRequest> {
+    let Some(place) = given("mode", value) else {
+        return Ok(Mode::default());
+    };
+    choice(&place, Mode::WORDS).map_err(|bad| {
+        let word = place.value.as_str().unwrap_or_default().to_lowercase();
+        let word = word.replace(['-', '_', ' '], "");
+        let hint = match word.as_str() {
+            "roundrobin" | "rr" | "wrr" | "staticrr" | "weightedroundrobin" | "turn" => {
+                "round robin, with weights, is `nth`"
+            }
+            "chance" | "probability" | "rand" => "that is `random`",
+            "source" | "sourcehash" | "iphash" | "sh" | "mh" | "sticky" | "hash" | "consistent" => {
+                "a client is not kept with a backend; the nearest is `random`"
+            }
+            "leastconn" | "leastconnections" | "lc" | "wlc" | "leastrequest" => {
+                "iptables does not count a backend's connections; the nearest is `nth`"
+            }
+            _ => return bad,
+        };
+        place.refuse(format_args!("is not one of: nth, random; {hint}"))
+    })
 }
 
 /// One file serves one family, so each family in use needs its own.

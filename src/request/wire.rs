@@ -145,7 +145,12 @@ enum BackendForm {
 #[allow(dead_code)]
 enum PortForm {
     Port(#[schemars(range(min = 1))] u16),
-    Range(#[schemars(regex(pattern = "^[0-9]{1,5}(:[0-9]{1,5})?$"))] String),
+    Range(
+        #[schemars(regex(
+            pattern = "^([0-9]{1,5}(:[0-9]{1,5})?|[A-Za-z0-9._+-]*[A-Za-z][A-Za-z0-9._+-]*)$"
+        ))]
+        String,
+    ),
 }
 
 #[derive(JsonSchema)]

@@ -1,6 +1,5 @@
-//! Everything that is tried from outside: the program as it is built, real
-//! iptables, real connections, and a model of iptables for what those are too
-//! slow for. It needs root, or the user namespace that `tests/run.sh` makes.
+//! The tests that need no root: recorded cases, properties and fuzz bodies on a
+//! model of iptables, the schemas, and the tidiness of the sources.
 
 #![allow(
     clippy::unwrap_used,
@@ -15,27 +14,12 @@
     clippy::option_option
 )]
 
-mod ansible;
-mod cfengine;
-mod cli;
-mod connections;
 mod dice;
-mod effects;
 mod fake;
-mod faults;
-mod fronts;
 mod fuzz;
 mod fuzzed;
-mod gateway;
 mod golden;
-mod host;
-mod jumps;
-mod kernel;
-mod lab;
-mod long_run;
 mod model;
 mod property;
-mod releases;
 mod spec;
 mod tidy;
-mod trust;

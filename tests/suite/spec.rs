@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use iptables_balance::frontend::schema::{Kind, text};
 use serde_json::{Value, json};
-
-use crate::lab::{PROGRAM, sh};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -40,20 +39,19 @@ fn the_schemas_are_fresh() {
         "module-spec/result.schema.json",
         &(text(Kind::Result) + "\n"),
     );
-    assert_eq!(
-        sh(&[PROGRAM, "schema", "request"]),
-        text(Kind::Request) + "\n"
-    );
-    assert_eq!(
-        sh(&[PROGRAM, "schema", "result"]),
-        text(Kind::Result) + "\n"
-    );
+    for (word, kind) in [("request", Kind::Request), ("result", Kind::Result)] {
+        let program = env!("CARGO_BIN_EXE_iptables_balance");
+        let output = Command::new(program)
+            .args(["schema", word])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), text(kind) + "\n");
+    }
 }
 
 #[test]
-fn examples_and_results_are_of_the_schemas() {
+fn examples_are_valid_requests() {
     let requests = jsonschema::validator_for(&schema(Kind::Request)).unwrap();
-    let results = jsonschema::validator_for(&schema(Kind::Result)).unwrap();
     let mut seen = 0;
     for entry in fs::read_dir(Path::new(ROOT).join("examples/json")).unwrap() {
         let request: Value =
@@ -76,21 +74,6 @@ fn examples_and_results_are_of_the_schemas() {
         ),
     ] {
         assert_eq!(requests.is_valid(&request), valid, "{request}");
-    }
-    let namespace = crate::lab::Namespace::new("x");
-    for request in [
-        json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1,[fd09::1]:80", "diff": true}),
-        json!({"name": "W", "destination_port": 80, "mode": "random", "backends": "10.9.0.2,10.9.0.1", "check": true}),
-        json!({"name": "W", "state": "absent"}),
-        json!({"name": "W", "state": "gone"}),
-        json!({}),
-    ] {
-        let result = namespace.ask(&request);
-        let errors: Vec<String> = results
-            .iter_errors(&result)
-            .map(|error| error.to_string())
-            .collect();
-        assert_eq!(errors, [""; 0], "{result}");
     }
 }
 

@@ -434,7 +434,7 @@ fn no_comment_opens_with_a_relative_clause() {
                         .strip_prefix(*opening)
                         .is_some_and(|rest| rest.starts_with(' '))
                 };
-                if OPENINGS.iter().any(|opening| is_bad(&opening)) {
+                if OPENINGS.iter().any(is_bad) {
                     found.push(format!("{}:{}: {comment}", path.display(), number + 1));
                 }
             }

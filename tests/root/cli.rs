@@ -309,3 +309,26 @@ fn plain_json_answers_with_one_line_and_exit_code_1_when_it_failed() {
     let deep = format!("{}{}", "{\"name\":".repeat(50_000), "}".repeat(50_000));
     assert_eq!(started(&[], &deep).status.code(), Some(1));
 }
+
+#[test]
+fn results_match_the_schema() {
+    let schema = serde_json::from_str(&iptables_balance::frontend::schema::text(
+        iptables_balance::frontend::schema::Kind::Result,
+    ));
+    let results = jsonschema::validator_for(&schema.unwrap()).unwrap();
+    let namespace = Namespace::new("x");
+    for request in [
+        json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1,[fd09::1]:80", "diff": true}),
+        json!({"name": "W", "destination_port": 80, "mode": "random", "backends": "10.9.0.2,10.9.0.1", "check": true}),
+        json!({"name": "W", "state": "absent"}),
+        json!({"name": "W", "state": "gone"}),
+        json!({}),
+    ] {
+        let result = namespace.ask(&request);
+        let errors: Vec<String> = results
+            .iter_errors(&result)
+            .map(|error| error.to_string())
+            .collect();
+        assert_eq!(errors, [""; 0], "{result}");
+    }
+}
