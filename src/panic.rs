@@ -4,7 +4,7 @@
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Mutex, PoisonError};
 
-/// Where the last panic was, and what it said.
+/// The place and message of the last panic.
 static LAST: Mutex<String> = Mutex::new(String::new());
 
 /// Keeps panics off standard error, which over ssh is the same terminal as
@@ -15,10 +15,10 @@ pub fn silence_panics() {
     }));
 }
 
-/// Runs something that must not end the program.
+/// Runs `work`, and turns a panic into an error.
 ///
 /// # Errors
-/// What it panicked with, in a sentence that asks for a report.
+/// The panic's message, in a sentence that asks for a bug report.
 pub fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     panic::catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
         let last = LAST.lock().unwrap_or_else(PoisonError::into_inner);

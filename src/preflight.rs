@@ -78,8 +78,8 @@ fn check_balancer(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, Str
     Ok(warnings)
 }
 
-/// What is not tracked has no ports for the kernel, so that all of a client is
-/// one connection.
+/// The warning about a protocol that the kernel does not track: without a
+/// conntrack entry a client's packets have no ports, and are one connection.
 #[must_use]
 pub fn untracked(balancer: &Balancer, facts: &Facts) -> Option<String> {
     facts.is_untracked.then(|| {
@@ -91,7 +91,7 @@ pub fn untracked(balancer: &Balancer, facts: &Facts) -> Option<String> {
     })
 }
 
-/// Where forwarding is off and somebody else's address is to be reached.
+/// The families that are not forwarded although a backend is on another host.
 #[must_use]
 pub fn not_forwarding(
     balancer: &Balancer,
@@ -114,8 +114,8 @@ pub fn not_forwarding(
         .collect()
 }
 
-/// What is sent to the address and port that it was addressed to stays where it
-/// is. Somebody may answer there, so this is only told.
+/// The warning about a backend that is the balanced address itself. A program
+/// on this host may answer there, so it is not refused.
 fn to_itself(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Option<String> {
     let address = backend.endpoint.address;
     let is_balanced_address = match &balancer.destination {
@@ -164,8 +164,8 @@ fn check_loopback(balancer: &Balancer, backend: &Backend, facts: &Facts) -> Resu
     }
 }
 
-/// What this host sends to a loopback address comes from one, and the answers
-/// would have to come in from elsewhere to it.
+/// Refuses a loopback destination whose replies would have to arrive from
+/// outside.
 fn check_loopback_destination(balancer: &Balancer, facts: &Facts) -> Result<(), String> {
     let Destination::Networks(networks) = &balancer.destination else {
         return Ok(());
@@ -191,7 +191,8 @@ fn check_loopback_destination(balancer: &Balancer, facts: &Facts) -> Result<(), 
     ))
 }
 
-/// Whether an interface goes by a name, of which a trailing `+` is any ending.
+/// Returns true if an interface has the name; a trailing `+` stands for any
+/// ending.
 fn fits(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('+') {
         Some(stem) => name.starts_with(stem),

@@ -205,7 +205,7 @@ pub struct Diff {
 }
 
 impl Report {
-    /// The report of a run that failed before it was known what to work on.
+    /// The report of a run that failed before its request was known.
     #[must_use]
     pub fn failure(reason: impl Into<String>) -> Self {
         Self {
@@ -395,8 +395,8 @@ enum Moment {
     After,
 }
 
-/// What is owned, as `iptables-save` would show it without the rest and
-/// without counters; and all else that is about to be changed.
+/// The owned rules as `iptables-save` prints them, without counters, and every
+/// other state that is about to change.
 fn owned_text(state: &HostState, steps: &Steps, moment: Moment) -> String {
     let mut text = String::new();
     for (family, ruleset) in &state.rules {
@@ -436,7 +436,7 @@ fn owned_text(state: &HostState, steps: &Steps, moment: Moment) -> String {
     text
 }
 
-/// What a file has of ours; of settings it is all.
+/// The owned rules in a file, or the whole text of a file of sysctls.
 fn file_text(path: &Path, file: &SavedFile, text: &mut String) {
     let path = path.display();
     match &file.ruleset {
@@ -452,8 +452,8 @@ fn file_text(path: &Path, file: &SavedFile, text: &mut String) {
     }
 }
 
-/// A rule of FORWARD after the first that refuses is in the wrong place, which
-/// is all that is wrong with it.
+/// One table. A rule of FORWARD after the first that refuses is marked: its
+/// position is the only thing that is wrong.
 fn owned_table(head: &str, owned: &OwnedTable, refused_at: Option<u32>, text: &mut String) {
     if owned.is_empty() {
         return;

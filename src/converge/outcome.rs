@@ -65,7 +65,7 @@ pub struct Outcome {
     pub warnings: Vec<String>,
     /// The reason of a failure, and the state in which it left the host.
     pub failure: Option<String>,
-    /// Attempts at writing: more than one where others wrote too.
+    /// The number of attempts at writing: more than one if others wrote too.
     pub attempts: usize,
 }
 

@@ -1,5 +1,4 @@
-//! A change to the host as data: what is shown, applied, counted and undone is
-//! the same value.
+//! Changes as data: one value is shown, applied, counted and rolled back.
 
 use std::sync::Arc;
 
@@ -12,20 +11,21 @@ use crate::netfilter::{Family, Table};
 /// One step, in one chain.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    /// Where.
+    /// The family.
     pub family: Family,
-    /// Where.
+    /// The table.
     pub table: Table,
-    /// Where: a name that the edits of a chain share, of which there may be thousands.
+    /// The chain. Edits of one chain share the name: there may be thousands.
     pub chain: Arc<str>,
-    /// What.
+    /// The action.
     pub action: Action,
 }
 
-/// What is done to a chain. Places count from 1, at the moment of the step.
+/// An action on a chain. Positions count from 1 and hold at the moment of the
+/// step.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// One of our chains comes to be, empty.
+    /// Creates one of our chains, empty.
     CreateChain,
     /// A rule goes to the end of a chain.
     Append(SavedRule),
@@ -35,19 +35,19 @@ pub enum Action {
     Replace {
         /// Its place.
         at: u32,
-        /// What was there.
+        /// The rule that is replaced.
         before: Box<SavedRule>,
-        /// What is there then.
+        /// The new rule.
         rule: SavedRule,
     },
     /// In one of our chains a rule goes.
     DeleteAt(u32, SavedRule),
-    /// In a chain that is not ours the first rule that reads like this goes.
+    /// Deletes, in a chain that is not ours, the first rule with this text.
     DeleteFirst(SavedRule),
-    /// In a chain that is not ours a jump rule goes that iptables cannot delete by
-    /// its text. It is the last step but the deletion of chains.
+    /// Deletes, in a chain that is not ours, a jump rule that iptables cannot
+    /// delete by its text. Only the deletion of chains comes after it.
     DeleteJump(SavedRule),
-    /// One of our chains goes, with what is still in it.
+    /// Deletes one of our chains with its rules.
     DeleteChain,
 }
 
@@ -86,7 +86,7 @@ impl Kind {
 }
 
 impl Action {
-    /// Its kind, without what it works on.
+    /// The kind, by the name that results use.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
@@ -99,7 +99,7 @@ impl Action {
         }
     }
 
-    /// The rule that is there after the step, or that is gone after it.
+    /// The rule that is added or deleted.
     #[must_use]
     pub fn rule(&self) -> Option<&SavedRule> {
         match self {
@@ -123,7 +123,7 @@ impl Action {
     }
 }
 
-/// What is owned after the changes to that family.
+/// Computes the owned rules of a family after the changes.
 #[must_use]
 pub fn applied(changes: &[Change], family: Family, ruleset: &Ruleset) -> Ruleset {
     let mut after = ruleset.clone();
@@ -177,8 +177,8 @@ fn edit(action: &Action, rules: &mut Vec<SavedRule>) {
     }
 }
 
-/// Places of jumps count all rules of their chain, those of others too. What
-/// goes to the end comes after all that is known.
+/// Edits the jump rules. Their positions count all rules of the chain, foreign
+/// ones too. An appended rule comes after every known one.
 fn edit_leads(action: &Action, chain: &str, jumps: &mut Vec<JumpRule>) {
     let lead = |position, rule: &SavedRule| JumpRule {
         chain: chain.to_owned(),

@@ -1,20 +1,20 @@
-//! Which of the old items stay: a longest common subsequence of two lists.
+//! The longest common subsequence of two lists: the items that stay.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// The places `(old, new)` of a longest common subsequence, ascending.
+/// The positions `(old, new)` of a longest common subsequence, ascending.
 ///
-/// This is the algorithm of Hunt and Szymanski (1977). Every old item meets
-/// its equals among the new ones, from the last to the first; `ends[n]` is the
-/// pair with the earliest new place at which a common subsequence of `n + 1`
-/// pairs can end. It takes time and space in proportion to the number of
-/// meetings, and rules are nearly always different from each other, so that
-/// there are no more meetings than rules.
+/// This is the algorithm of Hunt and Szymanski (1977). Every old item is paired
+/// with its equals among the new ones, from the last to the first; `ends[n]` is
+/// the pair with the earliest new position at which a common subsequence of `n
+/// + 1` pairs can end. Time and space are proportional to the number of such
+/// pairs. Rules nearly always differ from each other, so there are no more
+/// pairs than rules.
 ///
-/// Of an item that is there very many times only the first of its equals are
-/// met; what is found is then a common subsequence, though perhaps not a
-/// longest. What both lists begin and end with stays in any case.
+/// Of an item with very many equals only the first are paired. The result is
+/// then a common subsequence, but perhaps not a longest one. The common head
+/// and tail of both lists stay in any case.
 pub fn pairs<K: Eq + Hash>(old: &[K], new: &[K]) -> Vec<(usize, usize)> {
     let head = old
         .iter()

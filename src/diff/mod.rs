@@ -1,14 +1,13 @@
-//! What has to change so that the host is as planned: the least, and nothing
-//! when it is already so.
+//! The least change from the observed to the desired state.
 //!
-//! 1. Rules are compared by meaning. One that is right is not touched, so it
-//!    keeps its counters and its place in the turns.
-//! 2. A rule that goes hands its counters to the first new rule for the same
-//!    backend, and if there is none, to one that stays.
-//! 3. In our own chains rules are edited by number. In chains of others a rule
-//!    is added at an end, or where one of ours was, and deleted by its text:
-//!    numbers there may have moved since they were read.
-//! 4. Chains come before what jumps to them, and go after.
+//! 1. Rules are compared by meaning. A rule that is right is not touched, so it
+//!    keeps its counters and its nth position.
+//! 2. A deleted rule hands its counters to the first new rule for the same
+//!    backend, or else to one that stays.
+//! 3. In our own chains rules are edited by number. In a foreign chain a rule
+//!    is added at an end, or in the place of one of ours, and deleted by its
+//!    text: numbers may have moved since the chain was read.
+//! 4. Chains are created before the rules that jump to them, and deleted after.
 
 pub mod change;
 pub mod lcs;
@@ -24,7 +23,7 @@ use crate::netfilter::{Family, Protocol, Table};
 use crate::plan::{JumpPosition, Plan, PlannedJump, TablePlan};
 use change::{Action, Change};
 
-/// The changes that turn what a family has into what is planned for it.
+/// The changes from the observed rules of a family to the planned ones.
 #[must_use]
 pub fn to_plan(plan: &Plan, family: Family, found: &Ruleset) -> Vec<Change> {
     let nothing = TablePlan::default();
@@ -52,8 +51,8 @@ pub fn to_plan(plan: &Plan, family: Family, found: &Ruleset) -> Vec<Change> {
     joined(tables(planned, found).into_iter().map(in_table))
 }
 
-/// The changes that bring back what a family had: the same texts, counters and
-/// places, as far as nobody else has moved them.
+/// The changes that restore the earlier rules of a family: the same texts,
+/// counters and positions, unless somebody else has moved them.
 #[must_use]
 pub fn to_earlier(earlier: &Ruleset, family: Family, found: &Ruleset) -> Vec<Change> {
     let in_table = |table| {
@@ -87,8 +86,8 @@ fn tables(planned: impl Iterator<Item = Table>, found: &Ruleset) -> BTreeSet<Tab
     planned.chain(found.tables.keys().copied()).collect()
 }
 
-/// Whether all planned chains are there and right, as they mostly are. They are
-/// in the order of their names on both sides.
+/// Returns true if every planned chain exists and is right, as in most runs.
+/// Both sides are sorted by name.
 fn as_planned(owned: &OwnedTable, part: &TablePlan) -> bool {
     let mut chains = owned.chains.iter();
     let is_right = |(name, planned): (&String, &Vec<Rule>)| {
@@ -125,7 +124,7 @@ fn planned_chains(part: &TablePlan) -> Chains {
         .collect()
 }
 
-/// A rule of ours as it will be saved.
+/// A planned rule as `iptables-save` will print it.
 fn written(rule: &Rule) -> SavedRule {
     const USUAL: usize = 112;
     let mut text = String::with_capacity(USUAL);
@@ -138,8 +137,8 @@ fn written(rule: &Rule) -> SavedRule {
     }
 }
 
-/// What two rules of one chain are compared by. What we cannot read is its own
-/// text, which is never that of a rule we would write.
+/// The key by which two rules of one chain are compared. A rule that cannot be
+/// parsed is its own text, which differs from that of every planned rule.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum Meaning {
     Read(Rule),
@@ -242,8 +241,8 @@ impl TableDiff {
         });
     }
 
-    /// Chains that are to be there: the new ones are created first, since rules
-    /// of the others may lead to them.
+    /// Edits the chains. New chains are created first, because rules of other
+    /// chains may jump to them.
     fn chains(&mut self, found: &OwnedTable, wanted: Chains, mut matched: Matched) {
         let rules: usize = wanted.values().map(Vec::len).sum();
         self.changes.reserve(wanted.len() + rules);
@@ -263,8 +262,9 @@ impl TableDiff {
         }
     }
 
-    /// Between two rules that stay, what goes and what comes are paired off in
-    /// order; what is left over is deleted or inserted.
+    /// Edits one chain. Between two rules that stay, old and new rules are
+    /// paired in order: a pair is a replacement, the rest is deleted or
+    /// inserted.
     fn edits(
         &mut self,
         chain: &Arc<str>,
@@ -303,12 +303,14 @@ impl TableDiff {
         }
     }
 
-    /// The first lead that means what is planned stays where it is; all others
-    /// go, and a new one takes the place of one that goes. In filter's FORWARD
-    /// the first rule that refuses can make a place a wrong one.
+    /// The first jump rule with the planned meaning stays where it is. All
+    /// others are deleted, and a new one takes the position of a deleted one.
+    /// In filter's FORWARD a position after the first rule that refuses is
+    /// wrong.
     ///
-    /// Deleting by text takes the first rule that reads so. Where that would
-    /// be one that stays, all that read so go, and it is put back where it was.
+    /// A rule is deleted by its text, which hits the first rule with that text.
+    /// If that one is to stay, all rules with this text are deleted, and it is
+    /// inserted again at its position.
     fn jumps_to_plan(
         &mut self,
         found: &[JumpRule],
@@ -375,9 +377,9 @@ impl TableDiff {
         }
     }
 
-    /// Rules into the places of others of ours that are gone. This is the only
-    /// use of a number in a chain that is not ours: it can never hit a rule of
-    /// somebody else, and there is no other way to say where.
+    /// Inserts rules at the positions of deleted ones of ours. This is the only
+    /// use of a number in a foreign chain: an insertion cannot hit a foreign
+    /// rule, and iptables has no other way to give a position.
     fn put_in_places(&mut self, mut put: Vec<(&JumpRule, SavedRule)>, gone: &[&JumpRule]) {
         put.sort_by(|(one, _), (other, _)| {
             (&one.chain, one.position).cmp(&(&other.chain, other.position))
@@ -468,7 +470,8 @@ impl OrphanedCounters {
         rule.counters = counters.unwrap_or_default();
     }
 
-    /// What a rule that stays has to take over, since no new one does.
+    /// The counters that a rule which stays takes over from a deleted one,
+    /// because no new rule does.
     fn left_for(&mut self, rule: &SavedRule) -> Option<Counters> {
         let target = &rule.meaning.as_ref()?.target;
         let counters = self

@@ -191,8 +191,8 @@ fn find(host: &impl Host, family: Family, removed: &[RemovedBackend]) -> Result<
     })
 }
 
-/// The backends that got connections by the observed rules, are not planned, and
-/// whose connections `disconnect` ends.
+/// The backends that got connections by the observed rules, are not planned,
+/// and whose connections the request ends.
 fn removed(
     request: &Request,
     plan: &Plan,

@@ -1,9 +1,9 @@
-//! Side effects: everything beside running rules that a balancer needs.
+//! Side effects: everything except running rules that a balancer needs.
 //! Forwarding, files that are loaded at boot, and the end of connections to
 //! removed backends.
 //!
 //! They take the same steps as rules: observed and desired state give effects,
-//! and effects are what is shown, applied and rolled back.
+//! and effects are shown, applied and rolled back.
 
 pub mod conntrack;
 pub mod rules_file;

@@ -1,9 +1,9 @@
-//! Changes to a file of saved rules: the same changes that are made to the
-//! running ones, while all other lines stay as they are, to the byte.
+//! Edits of a saved rules file. The same changes are made to it as to the
+//! running rules; every other line stays as it is, to the byte.
 //!
-//! The file is what `iptables-save` wrote, or what a person made of it. New
-//! rules stand after the last one of their chain, with zero counters where the
-//! file has some.
+//! The file is the output of `iptables-save`, perhaps edited by hand. A new
+//! rule goes after the last one of its chain, with zero counters if the file
+//! has counters.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
@@ -31,7 +31,7 @@ pub fn table_twice(text: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(table).into_owned())
 }
 
-/// The text with the changes made, which were computed for what is in it.
+/// The text after the changes, which were computed for this text.
 #[must_use]
 pub fn edited(text: &[u8], changes: &[Change]) -> Vec<u8> {
     let mut lines: Vec<Line> = text
@@ -55,8 +55,8 @@ pub fn edited(text: &[u8], changes: &[Change]) -> Vec<u8> {
 /// A line, with its end.
 type Line<'a> = Cow<'a, [u8]>;
 
-/// A file: by turns what stands between tables, and the lines of a table from
-/// `*TABLE` up to its COMMIT.
+/// A file: the lines between tables, and the lines of each table from `*TABLE`
+/// up to its COMMIT, in turn.
 struct Page<'a>(Vec<Section<'a>>);
 
 impl<'a> Page<'a> {
@@ -229,7 +229,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// The chain that a line adds a rule to, and what stands after `-A CHAIN`.
+/// The chain of a line that adds a rule, and the text after `-A CHAIN`.
 fn rule(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let (_, chain, text) = added(line.strip_suffix(b"\n").unwrap_or(line))?;
     Some((chain, text))
@@ -239,7 +239,7 @@ fn declaration(chain: &str) -> Vec<u8> {
     format!(":{chain} - [0:0]\n").into_bytes()
 }
 
-/// Whether a line is `:CHAIN POLICY [packets:bytes]`.
+/// Returns true for a line `:CHAIN POLICY [packets:bytes]`.
 fn declares(line: &[u8], chain: &str) -> bool {
     let rest = line
         .strip_prefix(b":")

@@ -45,7 +45,7 @@ fn is_requested(request: &Request) -> bool {
         .is_some_and(|balancer| balancer.gateway.ip_forward)
 }
 
-/// The text of [`FILE`] that sets what the plan needs; `None` if it does so
+/// The text of [`FILE`] that sets the planned families; `None` if it does so
 /// already.
 #[must_use]
 pub fn file_text(text: &[u8], plan: &Plan) -> Option<Vec<u8>> {

@@ -1,15 +1,14 @@
 //! CFEngine's promise-type protocol, version 1, with JSON.
 //!
 //! cf-agent starts the program once and sends it every promise of the type.
-//! Each request is one line of JSON and an empty line; each gets exactly one
-//! reply of the same form, whatever it was, since the agent waits without any
-//! limit, takes a second line for the answer to the next promise, and crashes
-//! on a log level that it does not know. A promise leaves nothing behind for
-//! the next: there is no state but the place in the input.
+//! Each request is one line of JSON and an empty line, and each gets exactly
+//! one reply of the same form. The agent waits without a limit, takes a second
+//! line for the answer to the next promise, and crashes on an unknown log
+//! level. No state passes from one promise to the next.
 //!
-//! What the agent holds against a module, and calls a bug in it: an info
-//! message when only a warning was promised, `repaired` without an info
-//! message, `not_kept` or `invalid` without an error or a warning.
+//! The agent reports as a bug of the module: an info message when only a
+//! warning was promised, `repaired` without an info message, `not_kept` or
+//! `invalid` without an error or a warning.
 
 use std::io::{self, BufRead, Write};
 
@@ -24,10 +23,10 @@ use crate::report::{Report, ReportedChange};
 use crate::request::{UncheckedRequest, json};
 use crate::run::{Invocation, Run};
 
-/// How the first line of the agent begins.
+/// The beginning of the agent's first line.
 pub const GREETING: &[u8] = b"cf-agent ";
 
-/// Talks with the agent, whose first line has been read, until it is done.
+/// Talks with the agent until it ends. Its first line has been read.
 ///
 /// # Errors
 /// When the input cannot be read or a reply cannot be written.
@@ -135,7 +134,7 @@ fn answer(text: &[u8], run: Run) -> (Reply, bool) {
     )
 }
 
-/// What the agent sent about a promise.
+/// One message of the agent about a promise.
 struct Promise {
     operation: String,
     promiser: String,
@@ -219,8 +218,8 @@ impl Promise {
     }
 }
 
-/// What cf-agent puts among the attributes by itself: the common attributes
-/// that it does not keep, and the members of `body action`.
+/// Names that cf-agent adds to the attributes: the common attributes that it
+/// passes on, and the members of `body action`.
 #[rustfmt::skip]
 const AGENTS_OWN: [&str; 14] = [
     "action_policy", "audit", "background", "comment", "expireafter", "handle", "ifelapsed", "log_failed", "log_kept",

@@ -1,10 +1,14 @@
-//! A person at a terminal, or a script: the subcommands.
+//! The subcommands, for a person at a terminal or a script.
+//!
+//! Help, suggestions, completions and the man page come from one definition,
+//! [`command`].
 
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 
-use lexopt::{Arg, Parser, ValueExt};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::invocation::{PLAIN, parse};
 use super::{schema, terminal};
@@ -20,53 +24,105 @@ use crate::request::{Request, UncheckedRequest};
 use crate::restore::{self, Step};
 use crate::run::{Invocation, Run};
 
-/// What `--help` prints.
-pub const HELP: &str = "\
-iptables_balance spreads new connections over servers with the kernel's iptables.
+/// Spreads new connections over servers with the kernel's iptables.
+#[derive(Parser)]
+#[command(
+    name = "iptables_balance",
+    version,
+    disable_help_subcommand = false,
+    after_help = "REQUEST is a file with a JSON object, or - for standard input.\n\n\
+        Without arguments the program reads standard input: a JSON request, or CFEngine's promise-type\n\
+        protocol. With the path of a file of arguments (it holds a `/`) it is an Ansible module.\n\n\
+        Exit codes: 0 done, 1 failed, 2 bad usage or bad request, 3 see `check --exit-code`."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
 
-Usage:
-  iptables_balance plan REQUEST [--current DUMP] [--family ipv4|ipv6]
-                        print the iptables-restore text that builds the balancer on an
-                        empty host, or that turns DUMP (from iptables-save) into it
-  iptables_balance apply REQUEST
-                        make the host so, and show what was changed
-  iptables_balance check REQUEST [--exit-code]
-                        show what apply would change; with --exit-code, exit 3 if anything
-  iptables_balance schema request|result
-                        print the JSON Schema
-  iptables_balance --version | --help
+#[derive(Subcommand)]
+enum Command {
+    /// Print the iptables-restore text that builds the balancer on an empty host.
+    Plan {
+        /// The request: a file, or - for standard input.
+        request: OsString,
+        /// Print the text that turns this dump of iptables-save into the balancer
+        /// instead; nothing if they do not differ.
+        #[arg(long, value_name = "DUMP")]
+        current: Option<OsString>,
+        /// Print one family only.
+        #[arg(long)]
+        family: Option<FamilyArgument>,
+    },
+    /// Apply a request, and show the changes.
+    Apply {
+        /// The request: a file, or - for standard input.
+        request: OsString,
+    },
+    /// Show the changes that `apply` would make.
+    Check {
+        /// The request: a file, or - for standard input.
+        request: OsString,
+        /// Exit with 3 if there are changes.
+        #[arg(long)]
+        exit_code: bool,
+    },
+    /// Print a JSON Schema.
+    Schema {
+        /// The schema of a request, or that of a result.
+        kind: SchemaArgument,
+    },
+}
 
-REQUEST is a file with a JSON object, or - for standard input.
+#[derive(Clone, Copy, ValueEnum)]
+enum FamilyArgument {
+    Ipv4,
+    Ipv6,
+}
 
-Without arguments it reads standard input: a JSON request, or CFEngine's promise-type
-protocol. With the path of a file of arguments it is an Ansible module.
+impl From<FamilyArgument> for Family {
+    fn from(argument: FamilyArgument) -> Self {
+        match argument {
+            FamilyArgument::Ipv4 => Self::Ipv4,
+            FamilyArgument::Ipv6 => Self::Ipv6,
+        }
+    }
+}
 
-Exit codes: 0 done, 1 failed, 2 bad usage or bad request, 3 see check.
-";
+#[derive(Clone, Copy, ValueEnum)]
+enum SchemaArgument {
+    Request,
+    Result,
+}
 
-/// Ended before anything was done; exit code 2.
+impl From<SchemaArgument> for schema::Kind {
+    fn from(argument: SchemaArgument) -> Self {
+        match argument {
+            SchemaArgument::Request => Self::Request,
+            SchemaArgument::Result => Self::Result,
+        }
+    }
+}
+
+/// The definition of the command line.
+#[must_use]
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+/// The text of `--help`.
+#[must_use]
+pub fn help() -> String {
+    command().render_help().to_string()
+}
+
+/// A mistake in the arguments or in a request; exit code 2.
 struct UsageError(String);
 
 impl<E: std::error::Error> From<E> for UsageError {
     fn from(error: E) -> Self {
         Self(error.to_string())
     }
-}
-
-enum Command {
-    Help,
-    Version,
-    Schema(schema::Kind),
-    Plan {
-        request: Box<UncheckedRequest>,
-        current: Option<Vec<u8>>,
-        family: Option<Family>,
-    },
-    Act {
-        request: Box<UncheckedRequest>,
-        mode: RunMode,
-        exit_code: bool,
-    },
 }
 
 /// Runs a subcommand; returns the exit code.
@@ -79,37 +135,48 @@ pub fn run(
     errors: &mut impl Write,
     run: Run,
 ) -> io::Result<u8> {
-    match command(arguments) {
-        Ok(Command::Help) => out.write_all(HELP.as_bytes()).map(|()| 0),
-        Ok(Command::Version) => {
-            writeln!(out, "iptables_balance {}", env!("CARGO_PKG_VERSION")).map(|()| 0)
+    let words = std::iter::once(OsString::from("iptables_balance")).chain(arguments);
+    let command = match Arguments::try_parse_from(words) {
+        Ok(arguments) => arguments.command,
+        Err(error) if !error.use_stderr() => {
+            return out
+                .write_all(error.render().to_string().as_bytes())
+                .map(|()| 0);
         }
-        Ok(Command::Schema(kind)) => writeln!(out, "{}", schema::text(kind)).map(|()| 0),
-        Ok(Command::Plan {
+        Err(error) => return complain(&one_line(&error), 2, errors),
+    };
+    match command {
+        Command::Schema { kind } => writeln!(out, "{}", schema::text(kind.into())).map(|()| 0),
+        Command::Plan {
             request,
             current,
             family,
-        }) => match request.resolve(&lookup) {
-            Err(unresolved) => complain(&unresolved.to_string(), 1, errors),
-            Ok(request) => match planned(&request, current.as_deref(), family) {
-                Ok(text) => out.write_all(&text).map(|()| 0),
-                Err(UsageError(problem)) => complain(&problem, 2, errors),
-            },
+        } => match print_plan(&request, current.as_ref(), family.map(Family::from)) {
+            Ok(Ok(text)) => out.write_all(&text).map(|()| 0),
+            Ok(Err(unresolved)) => complain(&unresolved, 1, errors),
+            Err(UsageError(problem)) => complain(&problem, 2, errors),
         },
-        Ok(Command::Act {
-            request,
-            mode,
-            exit_code,
-        }) => {
-            let report = run(&Invocation {
-                request: *request,
-                mode,
-                diff: true,
-            });
-            act(&report, exit_code, out, errors)
+        Command::Apply { request } => act(&request, RunMode::Apply, false, (out, errors), run),
+        Command::Check { request, exit_code } => {
+            act(&request, RunMode::Check, exit_code, (out, errors), run)
         }
-        Err(UsageError(problem)) => complain(&problem, 2, errors),
     }
+}
+
+/// The error and the tips of the parser, without usage, on one line.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let is_said = |line: &&str| {
+        !line.is_empty() && !line.starts_with("Usage:") && !line.starts_with("For more information")
+    };
+    let lines = text.lines().map(str::trim).filter(is_said);
+    let lines = lines.map(|line| line.strip_prefix("tip: ").unwrap_or(line));
+    let mut said = lines.collect::<Vec<_>>().join("; ").replace(":; ", ": ");
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        said += " (the path of a file of arguments needs a `/`)";
+    }
+    said
 }
 
 fn complain(problem: &str, code: u8, errors: &mut impl Write) -> io::Result<u8> {
@@ -118,117 +185,42 @@ fn complain(problem: &str, code: u8, errors: &mut impl Write) -> io::Result<u8> 
 }
 
 fn act(
-    report: &Report,
+    request: &OsString,
+    mode: RunMode,
     exit_code: bool,
-    out: &mut (impl Write + IsTerminal),
-    errors: &mut impl Write,
+    (out, errors): (&mut (impl Write + IsTerminal), &mut impl Write),
+    run: Run,
 ) -> io::Result<u8> {
+    let request = match checked_request(request) {
+        Ok(request) => request,
+        Err(UsageError(problem)) => return complain(&problem, 2, errors),
+    };
+    let report = run(&Invocation {
+        request,
+        mode,
+        diff: true,
+    });
     for warning in &report.warnings {
         writeln!(errors, "iptables_balance: warning: {warning}")?;
     }
-    let style = match out.is_terminal()
-        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-    {
+    out.write_all(terminal::report(&report, style(out)).as_bytes())?;
+    exit(&report, exit_code, errors)
+}
+
+fn style(out: &impl IsTerminal) -> terminal::Style {
+    let is_colourless = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    match out.is_terminal() && !is_colourless {
         true => terminal::Style::Terminal,
         false => terminal::Style::Plain,
-    };
-    out.write_all(terminal::report(report, style).as_bytes())?;
+    }
+}
+
+fn exit(report: &Report, exit_code: bool, errors: &mut impl Write) -> io::Result<u8> {
     match (report.failed, exit_code && report.changed) {
         (true, _) => complain(&report.msg, 1, errors),
         (false, true) => Ok(3),
         (false, false) => Ok(0),
     }
-}
-
-fn command(arguments: impl IntoIterator<Item = OsString>) -> Result<Command, UsageError> {
-    let mut parser = Parser::from_args(arguments);
-    match parser.next()? {
-        None | Some(Arg::Short('h') | Arg::Long("help")) => Ok(Command::Help),
-        Some(Arg::Short('V') | Arg::Long("version")) => Ok(Command::Version),
-        Some(Arg::Value(word)) => match word.string()?.as_str() {
-            "plan" => plan(&mut parser),
-            "apply" => act_command(&mut parser, RunMode::Apply),
-            "check" => act_command(&mut parser, RunMode::Check),
-            "schema" => schema_command(&mut parser),
-            "help" => Ok(Command::Help),
-            other => Err(UsageError(unknown_command(other))),
-        },
-        Some(other) => Err(other.unexpected().into()),
-    }
-}
-
-fn unknown_command(word: &str) -> String {
-    const KNOWN: [&str; 4] = ["plan", "apply", "check", "schema"];
-    let nearest = KNOWN
-        .iter()
-        .min_by_key(|known| strsim::damerau_levenshtein(word, known));
-    let nearest = nearest.copied().unwrap_or_default();
-    format!(
-        "there is no command `{word}`; the nearest is `{nearest}`, and `--help` lists them (the path of a file of arguments needs a `/`)"
-    )
-}
-
-fn plan(parser: &mut Parser) -> Result<Command, UsageError> {
-    let (mut request, mut current, mut family) = (None, None, None);
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Arg::Long("current") => current = Some(read(&parser.value()?)?),
-            Arg::Long("family") => family = Some(family_named(&parser.value()?.string()?)?),
-            Arg::Long("help") => return Ok(Command::Help),
-            Arg::Value(file) if request.is_none() => request = Some(asked(&file)?),
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    Ok(Command::Plan {
-        request: request.ok_or_else(no_request)?,
-        current,
-        family,
-    })
-}
-
-fn act_command(parser: &mut Parser, mode: RunMode) -> Result<Command, UsageError> {
-    let (mut request, mut exit_code) = (None, false);
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Arg::Long("exit-code") if mode == RunMode::Check => exit_code = true,
-            Arg::Long("help") => return Ok(Command::Help),
-            Arg::Value(file) if request.is_none() => request = Some(asked(&file)?),
-            other => return Err(other.unexpected().into()),
-        }
-    }
-    let request = request.ok_or_else(no_request)?;
-    Ok(Command::Act {
-        request,
-        mode,
-        exit_code,
-    })
-}
-
-fn schema_command(parser: &mut Parser) -> Result<Command, UsageError> {
-    let kind = match parser.next()? {
-        Some(Arg::Value(word)) if word == "request" => schema::Kind::Request,
-        Some(Arg::Value(word)) if word == "result" => schema::Kind::Result,
-        _ => {
-            return Err(UsageError(
-                "`schema` takes `request` or `result`".to_owned(),
-            ));
-        }
-    };
-    match parser.next()? {
-        None => Ok(Command::Schema(kind)),
-        Some(other) => Err(other.unexpected().into()),
-    }
-}
-
-fn no_request() -> UsageError {
-    UsageError("no REQUEST was given: a file, or - for standard input".to_owned())
-}
-
-fn family_named(word: &str) -> Result<Family, UsageError> {
-    let found = Family::BOTH
-        .into_iter()
-        .find(|family| family.as_str() == word);
-    found.ok_or_else(|| UsageError(format!("--family: `{word}` is neither ipv4 nor ipv6")))
 }
 
 fn read(file: &OsString) -> Result<Vec<u8>, UsageError> {
@@ -240,17 +232,30 @@ fn read(file: &OsString) -> Result<Vec<u8>, UsageError> {
     read.map_err(|error| UsageError(format!("cannot read `{}`: {error}", file.display())))
 }
 
-/// A request from a file. The names that plain JSON has beside a request are
-/// decided by the subcommand here.
-fn asked(file: &OsString) -> Result<Box<UncheckedRequest>, UsageError> {
-    let asked = parse(&read(file)?, &PLAIN).map_err(UsageError)?;
-    let checked = asked.request.check();
+/// The request in a file. The subcommand decides on check mode and diff.
+fn checked_request(file: &OsString) -> Result<UncheckedRequest, UsageError> {
+    let invocation = parse(&read(file)?, &PLAIN).map_err(UsageError)?;
+    let checked = invocation.request.check();
     checked.map_err(|error| UsageError(error.to_string()))?;
-    Ok(Box::new(asked.request))
+    Ok(invocation.request)
 }
 
-/// The text for one family; without `--current`, for each family in use, under
-/// a line that says whose it is.
+/// The text, or the reason why a name has no address.
+fn print_plan(
+    request: &OsString,
+    current: Option<&OsString>,
+    family: Option<Family>,
+) -> Result<Result<Vec<u8>, String>, UsageError> {
+    let unchecked = checked_request(request)?;
+    let current = current.map(read).transpose()?;
+    match unchecked.resolve(&lookup) {
+        Ok(request) => planned(&request, current.as_deref(), family).map(Ok),
+        Err(unresolved) => Ok(Err(unresolved.to_string())),
+    }
+}
+
+/// The text for one family. Without `--current` it is the text for each family
+/// in use, each under a line with its name.
 fn planned(
     request: &Request,
     current: Option<&[u8]>,
@@ -311,7 +316,7 @@ fn current_to_plan(
     Ok(steps.map(text).collect::<Result<Vec<_>, _>>()?.concat())
 }
 
-/// What the dump has in the tables that `apply` would look at.
+/// The part of the dump in the tables that `apply` would read.
 fn current_state(dump: &[u8], request: &Request, plan: &Plan) -> Result<Ruleset, UsageError> {
     let mut found = Ruleset::read(dump, &request.name)?;
     if found.hides(Table::Nat) {

@@ -1,4 +1,4 @@
-//! Which front end a start of the program is meant for.
+//! The choice of a frontend from the arguments and standard input.
 
 pub mod ansible;
 pub mod cfengine;
@@ -27,7 +27,7 @@ pub fn run(arguments: Vec<OsString>) -> io::Result<u8> {
     let is_path = |argument: &OsString| argument.as_encoded_bytes().contains(&b'/');
     match arguments.as_slice() {
         [path] if is_path(path) => ansible::run(&PathBuf::from(path), &mut out, &on_this_host),
-        [] if stdin.is_terminal() => out.write_all(cli::HELP.as_bytes()).map(|()| 0),
+        [] if stdin.is_terminal() => out.write_all(cli::help().as_bytes()).map(|()| 0),
         [] => from_stdin(stdin.lock(), &mut out),
         _ => cli::run(arguments, &mut out, &mut io::stderr().lock(), &on_this_host),
     }

@@ -2,14 +2,14 @@
 //! are written from.
 
 use crate::report::Report;
-use crate::request::wire::RequestAttributes;
+use crate::request::unchecked::RequestAttributes;
 
-/// Which schema.
+/// The schemas that can be printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// What may be asked.
+    /// The schema of a request.
     Request,
-    /// What is answered.
+    /// The schema of a result.
     Result,
 }
 

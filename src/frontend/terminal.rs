@@ -1,11 +1,11 @@
-//! A report for people: the diff, and who gets what.
+//! A report for a person: the diff and the shares.
 
 use std::fmt::Write as _;
 
 use crate::diff::lcs;
 use crate::report::{Diff, Report, ReportedShare};
 
-/// Whether colours and bars are wanted.
+/// The style of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
     /// Coloured, with bars.
@@ -23,8 +23,8 @@ impl Style {
     }
 }
 
-/// The diff if there is one, the shares, and the sentence. A failure's
-/// sentence is not part of it: it goes to standard error.
+/// The text of a report: the diff, the shares, and the message. The message of
+/// a failure goes to standard error instead.
 #[must_use]
 pub fn report(report: &Report, style: Style) -> String {
     let mut text = String::new();
@@ -85,8 +85,7 @@ fn unified(diff: &Diff, style: Style) -> String {
     text
 }
 
-/// All lines of both texts in one order: between two that are the same, those
-/// that are gone come before those that are new.
+/// All lines of both texts in one order: deleted lines come before new ones.
 fn compared<'a>(before: &'a str, after: &'a str) -> Vec<Line<'a>> {
     let (before, after): (Vec<&str>, Vec<&str>) =
         (before.lines().collect(), after.lines().collect());

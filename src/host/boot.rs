@@ -1,4 +1,4 @@
-//! What loads rules when the host boots, and from which files.
+//! The files with rules that are loaded at boot, as each distribution has them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use crate::netfilter::Family;
 /// The file of each family that is loaded at boot, below `root`.
 ///
 /// # Errors
-/// When nothing would load any: what to install.
+/// When there is none; names the package to install.
 pub fn files(root: &Path) -> Result<BTreeMap<Family, PathBuf>> {
     let loaded = |family| Some((family, loaded(root, family)?));
     let found: BTreeMap<_, _> = Family::BOTH.into_iter().filter_map(loaded).collect();
@@ -59,9 +59,10 @@ fn loaded(root: &Path, family: Family) -> Option<PathBuf> {
     plain_path(value.trim_matches(['"', '\'']))
 }
 
-/// `ExecStart=/usr/bin/iptables-restore /etc/iptables/iptables.rules`, or
-/// `ExecStart=/usr/libexec/iptables/iptables.init start`. What is more than a
-/// program and a file at its end is not understood, and so not found.
+/// The file that a unit loads: `ExecStart=/usr/bin/iptables-restore
+/// /etc/iptables/iptables.rules`, or
+/// `ExecStart=/usr/libexec/iptables/iptables.init start`. Any other command is
+/// not understood, and gives no file.
 fn from_unit(unit: &str, program: &str) -> Option<PathBuf> {
     let starts = unit.lines().filter_map(|line| {
         let (name, command) = line.split_once('=')?;
@@ -92,7 +93,7 @@ fn plain_path(path: &str) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
-    /// What is found where these files are.
+    /// The result of the search in a directory with these files.
     fn found(present: &[(&str, &str)]) -> Result<Vec<String>> {
         let root = tempfile::tempdir().unwrap();
         for (path, text) in present {

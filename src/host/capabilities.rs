@@ -1,11 +1,10 @@
-//! What this process may do.
+//! The capabilities of this process.
 
 use rustix::thread::{CapabilitySet, capabilities};
 
-/// A remark on the rights that iptables needs and this process does not have;
-/// empty where it has all. What iptables says then is not always to the point:
-/// "you must be root", also to root in a container, or that it cannot initialize
-/// a table.
+/// The capabilities that iptables needs and this process lacks, as a remark;
+/// empty if it has all. The messages of iptables itself mislead: "you must be
+/// root", also to root in a container, or that it cannot initialize a table.
 pub fn lacking() -> String {
     const NEEDED: [(CapabilitySet, &str); 2] = [
         (CapabilitySet::NET_ADMIN, "CAP_NET_ADMIN"),

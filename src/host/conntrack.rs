@@ -39,8 +39,8 @@ const CTA_FILTER_F_CTA_PROTO_SRC_PORT: u32 = 1 << 4;
 const IPS_DST_NAT: u32 = 1 << 5;
 /// There is no such entry (any more).
 const ENOENT: i32 = 2;
-/// Filters that are asked one by one. With each the kernel walks its whole
-/// table, which costs about a tenth of a list of the whole table
+/// The most filters that are used one by one. For each the kernel walks its
+/// whole table, which costs about a tenth of a list of the whole table
 /// (`benches/disconnect.py`).
 const FILTERS: usize = 8;
 

@@ -1,4 +1,4 @@
-//! What the kernel's files say of this host.
+//! Facts about this host from the kernel's files.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -13,7 +13,7 @@ use crate::netfilter::{Family, Protocol};
 /// Properties of a host that a request may depend on.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    /// The addresses asked for that are on an interface of this host.
+    /// The addresses of the question that are on an interface of this host.
     pub own: Vec<IpAddr>,
     /// The SSH connection that this program runs over.
     pub ssh: Option<Ssh>,
@@ -22,8 +22,8 @@ pub struct Facts {
     pub route_localnet: Vec<String>,
     /// The families that at least one interface forwards.
     pub forwarding_somewhere: BTreeSet<Family>,
-    /// True if the kernel tracks connections, but not those of the protocol
-    /// asked for.
+    /// True if the kernel tracks connections, but not those of the protocol in
+    /// question.
     pub is_untracked: bool,
 }
 
@@ -102,7 +102,7 @@ fn is_untracked(protocol: Protocol) -> bool {
     settings.join("nf_conntrack_max").exists() && !settings.join(of_protocol).exists()
 }
 
-/// Whether a family is forwarded; `None` where that cannot be read.
+/// Returns true if a family is forwarded; `None` if that cannot be read.
 pub fn forwarding(family: Family) -> Option<bool> {
     is_on(&sysctl(family))
 }
@@ -159,7 +159,7 @@ fn interfaces(directory: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Those of the addresses that are on one of this host's interfaces.
+/// The addresses of the question that are on an interface of this host.
 fn own_addresses(asked: &[IpAddr]) -> Vec<IpAddr> {
     let families = Family::BOTH.into_iter();
     let asked_of = |family: &Family| asked.iter().any(|address| Family::of(*address) == *family);
@@ -193,8 +193,9 @@ fn addresses(family: Family) -> io::Result<Vec<IpAddr>> {
     })
 }
 
-/// `SSH_CONNECTION` is `CLIENT PORT SERVER PORT`. Programs such as sudo take it
-/// away, so that of the processes that started us is looked at too.
+/// The SSH connection, from `SSH_CONNECTION=CLIENT PORT SERVER PORT`. Programs
+/// such as sudo remove the variable, so the environments of the parent
+/// processes are searched too.
 fn ssh() -> Option<Ssh> {
     const GENERATIONS: usize = 32;
     if let Ok(value) = std::env::var("SSH_CONNECTION") {
@@ -234,8 +235,9 @@ fn connection(value: &str) -> Option<Ssh> {
     })
 }
 
-/// What is set for all is set for each interface but `lo`, by which nothing
-/// comes from elsewhere.
+/// The interfaces that accept packets to 127.0.0.0/8. The setting of `all`
+/// counts for each; `lo` does not count, because nothing from outside arrives
+/// there.
 fn route_localnet() -> Vec<String> {
     let directory = Path::new("/proc/sys/net/ipv4/conf");
     let mut names = interfaces(directory);

@@ -8,11 +8,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-/// The text of a file, if it is there.
+/// The text of a file; `None` if it does not exist.
 ///
 /// # Errors
-/// When it is there and cannot be read, or when nothing could be put there:
-/// what is there is no ordinary file, or there is no such directory.
+/// When it exists and cannot be read, when it is not an ordinary file, or when
+/// its directory does not exist.
 pub fn load(path: &Path) -> Result<Option<Vec<u8>>> {
     let shown = path.display();
     match fs::metadata(path) {
@@ -46,7 +46,7 @@ pub fn store(path: &Path, text: Option<&[u8]>, mode: u32) -> Result<()> {
 }
 
 fn replace(path: &Path, text: Option<&[u8]>, new_mode: u32) -> Result<()> {
-    // What a symbolic link jumps to is replaced, not the link.
+    // The target of a symbolic link is replaced, not the link.
     let target = match path.canonicalize() {
         Err(error) if error.kind() == ErrorKind::NotFound => path.to_owned(),
         found => found?,
@@ -60,7 +60,7 @@ fn replace(path: &Path, text: Option<&[u8]>, new_mode: u32) -> Result<()> {
     let Some(directory) = target.parent() else {
         bail!("it is not in a directory");
     };
-    // Of one name, so that what a killed run left behind does not pile up.
+    // A fixed name, so that the leftovers of killed runs do not pile up.
     let mut prefix = OsString::from(".");
     prefix.push(target.file_name().unwrap_or_default());
     prefix.push(".iptables_balance");
@@ -85,7 +85,7 @@ fn replace(path: &Path, text: Option<&[u8]>, new_mode: u32) -> Result<()> {
     Ok(())
 }
 
-/// What is not there need not be removed.
+/// Removes a file. One that does not exist counts as removed.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(error),

@@ -21,7 +21,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// No lock, for a host that nobody else works on.
+    /// No lock, for a host that only this process uses.
     #[must_use]
     pub fn none() -> Self {
         Self { _file: None }
@@ -74,8 +74,8 @@ impl Lock {
         loop {
             match file.try_lock() {
                 Ok(()) => {
-                    // So that it is held until the last program that was started
-                    // has ended, also when we are killed before.
+                    // The lock is held until the last program that was started
+                    // has ended, also when this process is killed before.
                     fcntl_setfd(&file, FdFlags::empty())?;
                     return Ok(Some(Self { _file: Some(file) }));
                 }
@@ -91,7 +91,7 @@ impl Lock {
     }
 }
 
-/// What to say when the lock of xtables is not to be had.
+/// The error when the lock of xtables is not free in time.
 pub fn xtables_held(wait: Duration) -> String {
     format!(
         "another program held the xtables lock for more than {} s (attribute `wait`); nothing was written",

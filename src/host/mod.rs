@@ -77,7 +77,7 @@ pub trait Host {
     /// When another run holds it for too long, or its file cannot be opened.
     fn lock(&self) -> Result<Lock>;
 
-    /// Starts to read what `name` owns.
+    /// Starts to read the rules that `name` owns.
     fn begin_read<'a>(&'a self, name: &'a Name, queries: Vec<Query>) -> Box<dyn PendingRead + 'a>;
 
     /// Runs one transaction of `iptables-restore --noflush`. `meanwhile` is
@@ -103,7 +103,7 @@ pub trait Host {
     /// packet.
     fn other_variant_in_use(&self) -> bool;
 
-    /// Finds out what is asked.
+    /// Answers the questions.
     fn facts(&self, questions: &Questions) -> Facts;
 
     /// Returns true if the family is forwarded; `None` if that cannot be read.

@@ -1,6 +1,6 @@
-//! What nftables has: which tables there are and whether one holds a rule. It
-//! spares a process for a family that is not in use, and tells whether
-//! iptables-nft has rules on a host that uses legacy.
+//! The tables of nftables, and if one holds a rule. It saves a process for a
+//! family that is not in use, and finds rules of iptables-nft on a host that
+//! uses legacy.
 //!
 //! The numbers are those of `linux/netfilter/nf_tables.h`.
 

@@ -1,4 +1,4 @@
-//! Where the programs are, and which variant they belong to.
+//! The programs of iptables, and the variant that they belong to.
 
 use std::env;
 use std::ffi::OsStr;
@@ -31,17 +31,17 @@ fn is_executable(path: &Path) -> bool {
 /// The programs of one variant. Those of a family may be missing.
 #[derive(Clone, Debug)]
 pub struct Programs {
-    /// Whose programs these are.
+    /// The variant of the programs.
     pub variant: Variant,
-    /// Whether they go by the plain names, `iptables-save` and the like.
+    /// True if they have the plain names, `iptables-save` and the like.
     plain: bool,
 }
 
 impl Programs {
-    /// Settles on a variant.
+    /// Chooses a variant.
     ///
     /// # Errors
-    /// When there is no iptables of the variant asked for: what to install.
+    /// When there is no such iptables; names the package to install.
     pub fn choose(choice: Option<Variant>) -> Result<Self> {
         let plain = find("iptables-save")
             .map(|path| variant_of(&path))
@@ -103,8 +103,9 @@ fn missing(choice: Option<Variant>) -> String {
     )
 }
 
-/// Both variants are one program with many names, and its own name tells which
-/// it is; anything else is asked.
+/// The variant of a program. Each variant is one program with many names, and
+/// the name of the file tells which it is; any other file is asked for its
+/// version.
 fn variant_of(save: &Path) -> Result<Variant> {
     let real = save.canonicalize()?;
     match real.file_name().and_then(OsStr::to_str) {

@@ -17,7 +17,7 @@ pub fn lookup(name: &str) -> Result<Vec<IpAddr>, String> {
     const LIMIT: Duration = Duration::from_secs(20);
     let (answer, answered) = mpsc::channel();
     let question = (name.to_owned(), 0);
-    // The resolver cannot be told to stop, so its thread is left behind.
+    // The resolver cannot be interrupted: its thread is left behind.
     thread::spawn(move || answer.send(question.to_socket_addrs()));
     match answered.recv_timeout(LIMIT) {
         Ok(Ok(found)) => Ok(found.map(|found| found.ip()).collect()),

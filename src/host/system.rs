@@ -407,7 +407,7 @@ fn legacy_tables(family: Family) -> Option<String> {
     }
 }
 
-/// Whether a table can have rules. Where that is not known it can.
+/// Returns true if a table can have rules, or if that is not known.
 fn may_have_table(variant: Variant, family: Family, table: Table) -> bool {
     let is_among = |names: String| names.lines().any(|name| name == table.as_str());
     match variant {
@@ -416,8 +416,8 @@ fn may_have_table(variant: Variant, family: Family, table: Table) -> bool {
     }
 }
 
-/// Whether a legacy table holds a rule. The tables are there already, so the
-/// program that reads them loads nothing.
+/// Returns true if a legacy table holds a rule. The tables exist already, so
+/// the program that reads them loads no module.
 fn legacy_rules(family: Family) -> bool {
     if legacy_tables(family).is_none_or(|names| names.trim().is_empty()) {
         return false;

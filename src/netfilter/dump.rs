@@ -140,9 +140,9 @@ struct Lines<'a> {
 #[derive(Default)]
 struct Current {
     chain: Vec<u8>,
-    /// How many rules it has had so far.
+    /// The number of its rules so far.
     position: u32,
-    /// Its name and its rules in this piece, if it is ours.
+    /// Its name and its rules in this piece, if the chain is ours.
     ours: Option<(String, Vec<SavedRule>)>,
 }
 
@@ -252,7 +252,7 @@ impl<'a> Lines<'a> {
         Ok(())
     }
 
-    /// Puts away what was read of a chain and goes on with another.
+    /// Stores the rules of the current chain and goes on with the next.
     fn turn_to(&mut self, table: Table, chain: &[u8]) {
         let next = Current {
             chain: chain.to_vec(),
@@ -279,8 +279,8 @@ impl<'a> Lines<'a> {
         self.name.owns(chain).then(|| chain.to_owned())
     }
 
-    /// Whether the target is one of our chains: the words decide, since a
-    /// comment may hold anything.
+    /// Returns true if the target is one of our chains. Only the word after
+    /// `-j` or `-g` decides: a comment may hold any text.
     fn leads_to_us(&self, text: &[u8]) -> bool {
         let text = String::from_utf8_lossy(text);
         let mut is_target = false;
@@ -307,7 +307,7 @@ fn is_built_in(chain: &[u8]) -> bool {
     BUILT_IN.contains(&chain)
 }
 
-/// Whether the target is DROP or REJECT.
+/// Returns true if the target is DROP or REJECT.
 fn refuses(text: &[u8]) -> bool {
     let text = String::from_utf8_lossy(text);
     let mut words = words(&text);
@@ -317,9 +317,8 @@ fn refuses(text: &[u8]) -> bool {
             .is_some_and(|target| target == "DROP" || target == "REJECT")
 }
 
-/// The part before the first blank, and the rest from the blank on.
-/// A line that adds a rule, taken apart: the counters, the chain, and what
-/// stands after `-A CHAIN`.
+/// The counters, the chain, and the text after `-A CHAIN` of a line that adds a
+/// rule.
 pub(crate) fn added(line: &[u8]) -> Option<(Counters, &[u8], &[u8])> {
     let (counters, rest) = split_counters(line)?;
     let (chain, text) = split_at_blank(rest.strip_prefix(b"-A ")?);
@@ -331,7 +330,7 @@ fn split_at_blank(line: &[u8]) -> (&[u8], &[u8]) {
     line.split_at(end)
 }
 
-/// The counters of a line, if it has some, and what follows them.
+/// The counters of a line, if it has some, and the rest.
 fn split_counters(line: &[u8]) -> Option<(Counters, &[u8])> {
     let Some(inner) = line.strip_prefix(b"[") else {
         return Some((Counters::default(), line));

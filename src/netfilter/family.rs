@@ -49,7 +49,7 @@ impl Family {
     }
 }
 
-/// A table of iptables. There are these five and no others.
+/// A table of iptables. There are no others.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
@@ -91,7 +91,7 @@ impl Table {
     }
 }
 
-/// Which of the two implementations of iptables.
+/// The two implementations of iptables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Variant {

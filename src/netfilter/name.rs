@@ -1,4 +1,4 @@
-//! What a balancer may be called.
+//! The name of a balancer and the chains that it owns.
 
 /// The name of a balancer and of its chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,7 +9,7 @@ impl Name {
     const MOST: usize = 20;
 
     /// # Errors
-    /// What is wrong with it, worded to follow the name in backticks.
+    /// The mistake, worded to follow the name in backticks.
     pub fn new(text: &str) -> Result<Self, String> {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
         if text.is_empty() || text.len() > Self::MOST || !text.bytes().all(allowed) {
@@ -30,7 +30,7 @@ impl Name {
         &self.0
     }
 
-    /// Whether a chain belongs to this balancer: `NAME` or `NAME/...`.
+    /// Returns true for a chain of this balancer: `NAME` or `NAME/...`.
     #[must_use]
     pub fn owns(&self, chain: &str) -> bool {
         chain

@@ -68,7 +68,7 @@ impl Ports {
         Self(merged)
     }
 
-    /// Whether a port is one of them.
+    /// Returns true if the port is in the set.
     #[must_use]
     pub fn include(&self, port: u16) -> bool {
         let holds = |range: &PortRange| (range.first..=range.last).contains(&port);

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A transport protocol with ports, which is what can be balanced by port.
+/// A transport protocol with ports: the protocols that can be balanced by port.
 #[derive(
     Clone,
     Copy,
@@ -59,8 +59,8 @@ impl Protocol {
         }
     }
 
-    /// What follows `-p` in a rule: a name that iptables knows by itself, or
-    /// else the number, since `/etc/protocols` is missing in small containers.
+    /// The argument of `-p`: a name that iptables knows by itself, or else the
+    /// number, because `/etc/protocols` is missing in small containers.
     #[must_use]
     pub fn argument(self) -> &'static str {
         match self {

@@ -1,9 +1,5 @@
-//! What a host has: the parts of an `iptables-save` dump that a balancer owns.
-//!
-//! A dump is read line by line as it comes. Of a host with 20,000 rules of
-//! others only ours stay in memory: our chains, and the rules elsewhere that
-//! lead into them. The rest is neither kept nor ever written, so it stays as
-//! it is, to the byte.
+//! Rulesets: the part of a host's rules that a balancer owns, its chains and
+//! the rules elsewhere that jump to them.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,13 +30,13 @@ impl Counters {
 /// A rule as the dump has it.
 #[derive(Clone, Debug)]
 pub struct SavedRule {
-    /// What stands after `-A CHAIN`, beginning with a blank, to the byte.
+    /// The text after `-A CHAIN`, beginning with a blank, to the byte.
     pub text: Vec<u8>,
-    /// What it has matched; zero in a dump without counters.
+    /// Its counters; zero in a dump without counters.
     pub counters: Counters,
-    /// What it means, if we understand it.
+    /// Its meaning, if it can be parsed.
     pub meaning: Option<Rule>,
-    /// Whether it is not from a dump but written by us in this run.
+    /// True for a rule that this run has written.
     pub fresh: bool,
 }
 
@@ -52,7 +48,7 @@ impl PartialEq for SavedRule {
 }
 
 impl SavedRule {
-    /// Reads what stands after `-A CHAIN`.
+    /// Parses the text after `-A CHAIN`.
     #[must_use]
     pub fn new(table: Table, text: &[u8], counters: Counters) -> Self {
         let meaning = std::str::from_utf8(text).ok();
@@ -64,7 +60,7 @@ impl SavedRule {
         }
     }
 
-    /// The text for people: without the blank, and with what is not UTF-8 replaced.
+    /// The text for people: without the blank, and with invalid UTF-8 replaced.
     #[must_use]
     pub fn shown(&self) -> Cow<'_, str> {
         match String::from_utf8_lossy(&self.text) {
@@ -74,7 +70,7 @@ impl SavedRule {
     }
 }
 
-/// A rule in a chain that is not ours and jumps into one that is.
+/// A jump rule: it stands in a foreign chain and jumps to one of ours.
 #[derive(Clone, Debug, PartialEq)]
 pub struct JumpRule {
     /// The chain that it stands in.
@@ -92,7 +88,7 @@ pub struct Chain {
     pub rules: Vec<SavedRule>,
 }
 
-/// What a balancer owns in one table.
+/// The chains and jump rules of a balancer in one table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OwnedTable {
     /// By name.
@@ -102,34 +98,34 @@ pub struct OwnedTable {
 }
 
 impl OwnedTable {
-    /// Whether there is nothing.
+    /// Returns true if nothing is owned.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.chains.is_empty() && self.jumps.is_empty()
     }
 }
 
-/// What a balancer owns in one family's dump.
+/// The rules of a balancer in one family.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ruleset {
-    /// By table; tables without anything of ours are left out.
+    /// The tables in which something is owned.
     pub tables: BTreeMap<Table, OwnedTable>,
     /// The version of iptables that made the dump, such as `1.8.9`.
     pub version: Option<String>,
-    /// Whether iptables-nft 1.8.0 to 1.8.2 made the dump.
+    /// True if iptables-nft 1.8.0 to 1.8.2 made the dump.
     pub is_old_nft: bool,
     /// The tables that the dump shows.
     pub shown: BTreeSet<Table>,
     /// Tables that are there and not in the dump, since `nft` made them in a
     /// way that iptables cannot show.
     pub unreadable: Vec<String>,
-    /// The place in filter's FORWARD, from 1, of the first rule that drops or
-    /// rejects what matches it.
+    /// The position in filter's FORWARD, from 1, of the first rule that drops
+    /// or rejects.
     pub forward_refuses_at: Option<u32>,
 }
 
 impl Ruleset {
-    /// Takes in what another dump of the same family has.
+    /// Merges the rulesets of two dumps of the same family.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.tables.extend(other.tables);
@@ -143,7 +139,7 @@ impl Ruleset {
         self
     }
 
-    /// What is owned in a table; nothing, where the table has nothing of ours.
+    /// The rules that are owned in a table, perhaps none.
     #[must_use]
     pub fn owned(&self, table: Table) -> &OwnedTable {
         static NOTHING: OwnedTable = OwnedTable {
@@ -153,7 +149,8 @@ impl Ruleset {
         self.tables.get(&table).unwrap_or(&NOTHING)
     }
 
-    /// Whether the same is owned, wherever in chains of others it stands.
+    /// Returns true if both own the same rules, at any position of foreign
+    /// chains.
     #[must_use]
     pub fn reads_like(&self, other: &Self) -> bool {
         let texts = |ruleset: &Self| {
@@ -169,13 +166,13 @@ impl Ruleset {
         texts(self) == texts(other)
     }
 
-    /// Whether that table is there, but not in the dump.
+    /// Returns true if the table exists, but the dump omits it.
     #[must_use]
     pub fn hides(&self, table: Table) -> bool {
         self.unreadable.iter().any(|name| name == table.as_str())
     }
 
-    /// Whether nothing is owned in any table.
+    /// Returns true if nothing is owned in any table.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tables.values().all(OwnedTable::is_empty)

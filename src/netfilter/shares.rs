@@ -1,4 +1,4 @@
-//! Who gets which share of the connections, read off the rules themselves.
+//! The share of each backend, computed from the rules.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,12 +7,11 @@ use crate::netfilter::rule::Target;
 use crate::netfilter::ruleset::{OwnedTable, SavedRule};
 use crate::netfilter::statistic::Share;
 
-/// The share of each backend among the connections that come into `chain`.
+/// The share of each backend of the connections that reach `chain`.
 ///
-/// A connection is followed down the chain: each rule takes its part of what
-/// the rules above it let pass. What a rule takes that we cannot read, and
-/// what comes back from a chain that is jumped to, is not known, and so nothing
-/// is said of what comes after it.
+/// The computation follows the rules: each takes its part of the connections
+/// that the rules above it let pass. It ends at a rule that cannot be parsed,
+/// and at a jump, because the connections that return from it are not known.
 #[must_use]
 pub fn shares_of_chain(owned: &OwnedTable, chain: &str) -> HashMap<Endpoint, Share> {
     let mut shares = HashMap::new();
@@ -43,8 +42,8 @@ pub fn shares_of_chain(owned: &OwnedTable, chain: &str) -> HashMap<Endpoint, Sha
     shares
 }
 
-/// The chains that can be reached, each after all that lead to it. Of chains
-/// that lead to each other in a circle some have to come before.
+/// The chains that can be reached, each after all chains that lead to it. In a
+/// cycle the order is arbitrary.
 fn in_order<'a>(owned: &'a OwnedTable, chain: &'a str) -> Vec<&'a str> {
     let mut order = Vec::new();
     let mut seen = HashSet::new();

@@ -1,8 +1,8 @@
-//! What `-m statistic` can say, in the kernel's own unit.
+//! The statistic match in the kernel's own unit.
 //!
 //! A chance is a whole number of 2^-31 (`xt_statistic.h`), so equality of
-//! chances is equality of numbers. `iptables-save` prints `%.11f` of it, which
-//! reads back as the same number.
+//! chances is equality of numbers. `iptables-save` prints it as `%.11f`, which
+//! parses back to the same number.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ impl Probability {
     /// The number of units that make certainty.
     pub const ONE: u32 = 1 << 31;
 
-    /// That many units; more than [`Self::ONE`] is certainty.
+    /// A chance of so many units; more than [`Self::ONE`] is certainty.
     #[must_use]
     pub fn from_units(units: u32) -> Self {
         Self(units.min(Self::ONE))
@@ -26,7 +26,7 @@ impl Probability {
         self.0
     }
 
-    /// The rest to certainty, which is what `! --probability` matches.
+    /// The complement, which `! --probability` matches.
     #[must_use]
     pub fn complement(self) -> Self {
         Self(Self::ONE - self.0)
@@ -73,12 +73,12 @@ impl fmt::Display for Probability {
     }
 }
 
-/// Which of the connections that reach a rule it takes.
+/// The part of the connections reaching a rule that it matches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Statistic {
     /// All of them: a rule without `-m statistic`.
     Always,
-    /// One in `every`, first the one after `packet` others.
+    /// One connection in `every`: the first after `packet` others, and so on.
     Nth {
         /// 1 to 2^32 - 1.
         every: u32,
@@ -102,8 +102,8 @@ impl Statistic {
     }
 }
 
-/// A part of all connections, in units of 2^-127, so that products over ten
-/// thousand rules are exact to far below what a double can show.
+/// A share of all connections, in units of 2^-127: products over ten thousand
+/// rules stay exact to far below the precision of a double.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Share(u128);
 
@@ -113,7 +113,7 @@ impl Share {
     /// Everything.
     pub const ALL: Self = Self(1 << 127);
 
-    /// What a rule takes of this share, and what passes on to the next rule.
+    /// Splits the share into the part that a rule takes and the rest.
     #[must_use]
     pub fn split(self, statistic: Statistic) -> (Self, Self) {
         let taken = match statistic {

@@ -10,7 +10,7 @@ use crate::netfilter::rule::{Connection, ConnectionState, Matches, RejectWith, R
 use crate::netfilter::{Family, Protocol};
 use crate::request::{Balancer, Destination, Name, Pool, WhenEmpty};
 
-/// Adds to the nat table what rewrites source addresses.
+/// Adds the rules that rewrite source addresses to the nat table.
 pub(super) fn masquerade(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut TablePlan) {
     let Some(masquerade) = &balancer.gateway.masquerade else {
         return;
@@ -43,7 +43,7 @@ pub(super) fn masquerade(name: &Name, balancer: &Balancer, pool: &Pool, part: &m
         }));
 }
 
-/// All that goes into the filter table.
+/// The filter table.
 pub(super) fn filter(name: &Name, balancer: &Balancer, pool: &Pool) -> TablePlan {
     let mut part = TablePlan::default();
     if balancer.gateway.forward {
@@ -58,8 +58,8 @@ pub(super) fn filter(name: &Name, balancer: &Balancer, pool: &Pool) -> TablePlan
 fn forward(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut TablePlan) {
     let chain = chain_of(name, "forward");
     let mut rules = answered_by_us(pool, &Target::Accept);
-    // Those of backends that were taken off the list: they were let through
-    // when they were new.
+    // Connections of removed backends pass too: they were accepted when they
+    // were new.
     let established = Connection {
         state: Some(ConnectionState::Established),
         ..Connection::default()
@@ -106,7 +106,7 @@ fn refuse(name: &Name, balancer: &Balancer, family: Family, part: &mut TablePlan
             place: JumpPosition::Head,
         }));
     };
-    // What this host sends to itself comes in by `lo`, and was never balanced.
+    // Connections of this host to itself arrive on `lo`, and are not balanced.
     let not_from_here: Vec<Matches> = outside
         .iter()
         .map(|matches| Matches {
@@ -141,9 +141,9 @@ fn answered_by_us(pool: &Pool, target: &Target) -> Vec<Rule> {
         .collect()
 }
 
-/// Networks that hold all the addresses: these and no others, as long as that
-/// takes no more than 64. Beyond that every new connection would pass too many
-/// rules, and the networks are as long as they can be to be 64 at the most.
+/// Networks that cover the addresses. Up to 64 networks cover exactly these;
+/// beyond that every new connection would pass too many rules, so the prefixes
+/// are shortened until 64 are enough.
 fn covering(addresses: &[IpAddr]) -> Vec<IpNet> {
     const MOST: usize = 64;
     let single: Vec<IpNet> = addresses.iter().copied().map(IpNet::from).collect();

@@ -1,5 +1,5 @@
-//! Which traffic is the balancer's, as matches that recognise it: before its
-//! destination is rewritten, and after.
+//! The matches that recognise the balancer's traffic, before and after its
+//! destination is rewritten.
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -7,9 +7,9 @@ use crate::netfilter::rule::{Connection, ConnectionState, Matches};
 use crate::netfilter::{Family, PortRange};
 use crate::request::{Balancer, Destination};
 
-/// One for every combination of source, destination and set of ports that fits
-/// into a rule. They lead into the same chain, so that whichever matches, its
-/// connections take turns with those of the others.
+/// One match for each combination of source, destination and set of ports that
+/// fits into a rule. All jump to the same chain, so that their connections are
+/// balanced together.
 pub(super) fn from_outside(balancer: &Balancer, family: Family) -> Vec<Matches> {
     let ports = balancer.destination_ports.split_for_multiport();
     let mut found = Vec::new();
@@ -28,9 +28,9 @@ pub(super) fn from_outside(balancer: &Balancer, family: Family) -> Vec<Matches> 
     found
 }
 
-/// The same for connections that this host makes: they come in nowhere. Unless
-/// it is named, the loopback network is not meant: its addresses mean nothing
-/// to a server elsewhere.
+/// The same for connections that this host makes: they have no incoming
+/// interface. The loopback network is excluded unless it is named, because its
+/// addresses mean nothing to a backend elsewhere.
 pub(super) fn from_here(balancer: &Balancer, family: Family) -> Vec<Matches> {
     let loopback = match family {
         Family::Ipv4 => IpNet::V4(Ipv4Net::new_assert([127, 0, 0, 0].into(), 8)),
@@ -45,8 +45,8 @@ pub(super) fn from_here(balancer: &Balancer, family: Family) -> Vec<Matches> {
     outside.into_iter().map(here).collect()
 }
 
-/// The same connections once their destination was rewritten, in either
-/// direction: what they were addressed to is asked of the kernel's record.
+/// The same connections after DNAT, in both directions, recognised by their
+/// original destination in the conntrack entry.
 pub(super) fn translated(balancer: &Balancer, family: Family) -> Vec<Matches> {
     let ranges = balancer.destination_ports.ranges();
     let ports: Vec<Option<PortRange>> = match ranges.is_empty() {
@@ -70,7 +70,7 @@ pub(super) fn translated(balancer: &Balancer, family: Family) -> Vec<Matches> {
     found
 }
 
-/// New connections whose destination nobody has rewritten.
+/// New connections without DNAT.
 pub(super) fn untouched(matches: Matches) -> Matches {
     let connection = Connection {
         state: Some(ConnectionState::Untouched),
@@ -96,7 +96,7 @@ fn pairs(balancer: &Balancer, family: Family) -> Vec<(Option<IpNet>, Option<IpNe
     destinations.into_iter().flat_map(with_sources).collect()
 }
 
-/// The networks of that family; `None` is everywhere, and takes in the others.
+/// The networks of one family; `None` is everywhere, and includes the others.
 fn of_family(networks: &[IpNet], family: Family) -> Vec<Option<IpNet>> {
     let ours = networks
         .iter()

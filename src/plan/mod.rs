@@ -1,13 +1,13 @@
-//! A request into the chains and rules there should be.
+//! A request into the desired chains and rules.
 //!
 //! | table | chain | holds | reached from |
 //! |---|---|---|---|
-//! | nat | `NAME`, `NAME/...` | who gets a connection | PREROUTING, OUTPUT |
-//! | nat | `NAME/drain` | the backends of weight 0, for the record | nowhere |
-//! | nat | `NAME/masq` | whose source is rewritten | POSTROUTING |
-//! | nat | `NAME/filter` | nothing: it tells that there is more in filter | nowhere |
-//! | filter | `NAME/forward` | what is accepted | FORWARD |
-//! | filter | `NAME/refuse` | what an empty pool answers | INPUT, FORWARD, OUTPUT |
+//! | nat | `NAME`, `NAME/...` | the choice of a backend | PREROUTING, OUTPUT |
+//! | nat | `NAME/drain` | the backends of weight 0, so that they stay known | nowhere |
+//! | nat | `NAME/masq` | the connections whose source is rewritten | POSTROUTING |
+//! | nat | `NAME/filter` | nothing: a mark that filter has chains too | nowhere |
+//! | filter | `NAME/forward` | the connections that are accepted | FORWARD |
+//! | filter | `NAME/refuse` | the answer of an empty pool | INPUT, FORWARD, OUTPUT |
 
 mod gateway;
 mod matches;
@@ -19,40 +19,40 @@ use crate::netfilter::{Family, Protocol, Table};
 use crate::request::{Backend, Balancer, Jump, Name, Pool, Request, WhenEmpty};
 use crate::schedule::{Branch, Node, To};
 
-/// All that a balancer is to own, in every family and table. What is not in
-/// it is not to be there.
+/// The desired state: every chain and rule that a balancer is to own. Anything
+/// else that it owns is removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Whose chains these are.
+    /// The owner of the chains.
     pub name: Name,
     /// The tables that are not empty.
     pub tables: BTreeMap<(Family, Table), TablePlan>,
 }
 
-/// What is to be in one table of one family.
+/// The desired chains and jump rules of one table of one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TablePlan {
     /// Our chains by name, with their rules.
     pub chains: BTreeMap<String, Vec<Rule>>,
-    /// The rules elsewhere that lead into them.
+    /// The rules in built-in chains that jump to them.
     pub jumps: Vec<PlannedJump>,
     /// The protocol of all packets that come into a chain, where it is the same
     /// for all: rules in it mean the same with it or without.
     pub protocols: BTreeMap<String, Protocol>,
 }
 
-/// A rule that jumps from a built-in chain into one of ours.
+/// A rule that jumps from a built-in chain to one of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlannedJump {
     /// The chain that it stands in.
     pub chain: &'static str,
     /// The rule.
     pub rule: Rule,
-    /// Where it goes if it is not there yet.
+    /// The position of a new rule.
     pub place: JumpPosition,
 }
 
-/// Where a new rule goes in a chain of others.
+/// The position of a new rule in a foreign chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JumpPosition {
     /// To the end.
@@ -74,7 +74,7 @@ impl From<Jump> for JumpPosition {
 }
 
 impl Plan {
-    /// What the request asks for.
+    /// The plan of a request.
     #[must_use]
     pub fn new(request: &Request) -> Self {
         let mut tables = BTreeMap::new();
@@ -97,7 +97,7 @@ impl Plan {
         }
     }
 
-    /// Whether anything is to be there for that family.
+    /// Returns true if something is planned for the family.
     #[must_use]
     pub fn uses(&self, family: Family) -> bool {
         self.tables.keys().any(|(used, _)| *used == family)
@@ -111,7 +111,7 @@ pub fn filter_mark(name: &Name) -> String {
     chain_of(name, "filter")
 }
 
-/// Whether a chain of nat is such a mark.
+/// Returns true for the name of such a mark.
 #[must_use]
 pub fn is_filter_mark(chain: &str) -> bool {
     chain.ends_with("/filter")
@@ -159,8 +159,9 @@ fn chain_name(name: &Name, node: &Node) -> String {
     }
 }
 
-/// A rule for each branch of the arrangement. In an empty pool that refuses,
-/// no rule that comes after ours may send the connection elsewhere.
+/// One rule for each branch of the arrangement. The chain of an empty pool that
+/// refuses accepts the connection, so that no later nat rule sends it
+/// elsewhere.
 fn servers(name: &Name, balancer: &Balancer, pool: &Pool, node: &Node) -> Vec<Rule> {
     if pool.is_empty() && balancer.gateway.when_empty != WhenEmpty::Pass {
         return vec![Rule::to(Target::Accept)];
@@ -190,8 +191,9 @@ fn server(balancer: &Balancer, backend: &Backend) -> Rule {
     }
 }
 
-/// The backends of weight 0, in a chain that nothing jumps to: so that when one
-/// of them goes, it is known that its connections were ours.
+/// The backends of weight 0, in a chain that nothing jumps to. It is the record
+/// that their connections belong to this balancer, for the time when they are
+/// removed.
 fn drained(name: &Name, balancer: &Balancer, pool: &Pool) -> Option<(String, Vec<Rule>)> {
     let drained = pool.backends.iter().filter(|backend| backend.weight == 0);
     let rules: Vec<Rule> = drained.map(|backend| server(balancer, backend)).collect();

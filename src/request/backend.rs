@@ -1,4 +1,4 @@
-//! One server of the list, in each of its forms.
+//! Backends, in each form in which they are written.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,11 +7,11 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use super::coerce::{BadRequest, Field, Mistakes, all, integer, integer_in, list, text};
-use super::wire::BackendAttributes;
+use super::unchecked::BackendAttributes;
 use super::{WEIGHT_MAX, given, json, shaped};
 use crate::netfilter::Endpoint;
 
-/// One server.
+/// A backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// Its address and port; without a port connections keep theirs.
@@ -20,7 +20,7 @@ pub struct Backend {
     pub weight: u32,
 }
 
-/// One item of the list, whose host may have several addresses.
+/// One item of the list. Its host may have several addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct BackendEntry {
     pub host: Host,
@@ -206,13 +206,13 @@ fn backend(place: &Field) -> Result<BackendEntry, BadRequest> {
 }
 
 fn backend_from_object(place: &Field, object: &json::Object) -> Result<BackendEntry, BadRequest> {
-    let wire: BackendAttributes = shaped(&place.path, object)?;
-    let address = given(place.path.key("address"), &wire.address)
+    let attributes: BackendAttributes = shaped(&place.path, object)?;
+    let address = given(place.path.key("address"), &attributes.address)
         .ok_or_else(|| BadRequest::new(place.path.key("address").to_string(), "is missing"))?;
     let host = |address: &Field| host(&text(address)?).map_err(|problem| address.refuse(problem));
-    let port = given(place.path.key("port"), &wire.port);
+    let port = given(place.path.key("port"), &attributes.port);
     let port = port.map(|port| integer(&port, PORTS)).transpose();
-    let weight = given(place.path.key("weight"), &wire.weight);
+    let weight = given(place.path.key("weight"), &attributes.weight);
     let weight = weight.map_or(Ok(1), |weight| integer(&weight, 0..=WEIGHT_MAX));
     let mut mistakes = Mistakes::default();
     let host = mistakes.take(host(&address));
@@ -285,7 +285,7 @@ fn as_port(number: u32) -> Option<u16> {
     u16::try_from(number).ok()
 }
 
-/// An address or a name, or what is wrong with it.
+/// An address or a name, or the reason why it is neither.
 fn host(text: &str) -> Result<Host, &'static str> {
     if text.contains("://") {
         return Err("is a URL; give its host here, and its port as `port`");
@@ -315,8 +315,8 @@ fn host(text: &str) -> Result<Host, &'static str> {
     }
 }
 
-/// Whether a resolver would take a label for a number, as in `127.1` and
-/// `0x7f000001`, which are old spellings of addresses.
+/// Returns true for a label that a resolver would take for a number, as in
+/// `127.1` and `0x7f000001`, old spellings of addresses.
 fn is_number(label: &str) -> bool {
     let lower = label.to_lowercase();
     match lower.strip_prefix("0x") {

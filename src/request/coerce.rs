@@ -1,9 +1,9 @@
-//! From what templates and policies hand over to one value of one type.
+//! Values as templates and policies hand them over, into one value of one type.
 //!
-//! Ansible turns numbers into strings, CFEngine hands over nothing else and
-//! prints reals as `70.0000`, both have a dozen spellings of a boolean and a
-//! list. Each function here takes what stands at a [`Field`] and returns the
-//! value, or an error that says what stood there and what may.
+//! Ansible turns numbers into strings. CFEngine hands over strings only, and
+//! prints reals as `70.0000`. Both have many spellings of a boolean and a list.
+//! Each function takes the value of a [`Field`] and returns a typed one, or an
+//! error with the user's text and the accepted values.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -135,8 +135,8 @@ pub(super) fn all<T>(
     mistakes.or(Some(found))
 }
 
-/// Where a value stands: an attribute, an item of its list, a key of that. It
-/// is put into words only for an error.
+/// The position of a value: an attribute, an item of its list, a key of that
+/// item. It becomes text only for an error.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Path<'a> {
     attribute: &'a str,
@@ -270,7 +270,7 @@ pub(super) fn integer(place: &Field, range: RangeInclusive<u32>) -> Result<u32, 
     number.map_err(|problem| place.refuse(problem))
 }
 
-/// The same of a piece of text, or what is wrong with it.
+/// The same for a part of a text.
 pub(super) fn integer_in(text: &str, range: RangeInclusive<u32>) -> Result<u32, String> {
     let number = whole(text.trim()).ok_or("is not a whole number")?;
     let number = u32::try_from(number).ok();
@@ -279,8 +279,8 @@ pub(super) fn integer_in(text: &str, range: RangeInclusive<u32>) -> Result<u32, 
         .ok_or_else(|| format!("is not between {} and {}", range.start(), range.end()))
 }
 
-/// The value of decimal digits with an optional sign and a fraction of zeros.
-/// What is too large for an `i64` is brought to its nearest end.
+/// The value of decimal digits with an optional sign and a fraction of zeros. A
+/// value out of the range of `i64` becomes its nearest end.
 fn whole(text: &str) -> Option<i64> {
     let (sign, digits) = match text.strip_prefix('-') {
         Some(rest) => (-1, rest),
@@ -413,9 +413,9 @@ fn numbered_object<'a>(place: &Field<'a>, entries: json::Object) -> Result<Items
     Ok(Items::Made(places.into_iter()))
 }
 
-/// A string that is a JSON list or object, read. `[fd00::1]:80` is neither,
-/// but what opens like a list of strings or objects and does not end like
-/// one is a mistake that is better named than split at its commas.
+/// The value of a string that is a JSON list or object. `[fd00::1]:80` is
+/// neither. A string that begins like a list of strings or objects and is not
+/// JSON is an error, which is clearer than a split at its commas.
 fn from_json_text(place: &Field, text: &str) -> Result<Option<Value>, BadRequest> {
     let trimmed = text.trim();
     if !trimmed.starts_with(['[', '{']) {
@@ -455,7 +455,7 @@ mod tests {
         result.unwrap_err().to_string()
     }
 
-    /// What is shown of a value cannot steer a terminal.
+    /// A value in an error message cannot steer a terminal.
     #[test]
     fn control_characters_are_shown_as_text() {
         let odd = "a\u{7f}\u{9b}31m\n";

@@ -1,4 +1,4 @@
-//! What surrounds the chain: source addresses, forwarding, boot.
+//! The gateway around the chain: source addresses, forwarding, boot.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,61 +8,62 @@ use serde_json::Value;
 
 use super::backend::unusable;
 use super::coerce::{BadRequest, Field, Mistakes, Path, as_boolean, choice, list, text};
-use super::wire::{Masquerade, RequestAttributes};
+use super::unchecked::{Masquerade, RequestAttributes};
 use super::{given, json};
 use super::{optional_flag, traffic::interface, word};
 use crate::netfilter::Family;
 use crate::request::WhenEmpty;
 
-/// What a balancer does besides choosing a backend.
+/// The parts of a balancer beside the choice of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gateway {
     /// Also connections that this host makes itself.
     pub local_traffic: bool,
-    /// Whose source addresses are rewritten, and how.
+    /// The rewriting of source addresses.
     pub masquerade: Option<Masquerading>,
-    /// Whether balanced connections are accepted in filter's FORWARD.
+    /// Accept balanced connections in filter's FORWARD.
     pub forward: bool,
-    /// Whether the kernel is told to forward.
+    /// Switch on forwarding in the kernel.
     pub ip_forward: bool,
-    /// What new connections get where no backend has a weight.
+    /// The answer to new connections when every backend has weight 0.
     pub when_empty: WhenEmpty,
 }
 
 /// A rewriting of source addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Masquerading {
-    /// Of all that leaves by `out_interface`, not of the balanced alone.
+    /// Rewrite everything that leaves by `out_interface`, not only balanced
+    /// connections.
     pub all: bool,
-    /// Only of what leaves by it.
+    /// Rewrite only packets that leave by this interface.
     pub out_interface: Option<String>,
     /// To this address, one for each family in use; without any, to that of
     /// the interface.
     pub addresses: BTreeMap<Family, IpAddr>,
 }
 
-pub(super) fn gateway(wire: &RequestAttributes) -> Result<Gateway, BadRequest> {
+pub(super) fn gateway(attributes: &RequestAttributes) -> Result<Gateway, BadRequest> {
     let mut mistakes = Mistakes::default();
     let gateway = Gateway {
         local_traffic: mistakes
-            .take(optional_flag("local_traffic", &wire.local_traffic))
+            .take(optional_flag("local_traffic", &attributes.local_traffic))
             .unwrap_or_default(),
-        masquerade: mistakes.take(masquerading(wire)).unwrap_or_default(),
+        masquerade: mistakes.take(masquerading(attributes)).unwrap_or_default(),
         forward: mistakes
-            .take(optional_flag("forward", &wire.forward))
+            .take(optional_flag("forward", &attributes.forward))
             .unwrap_or_default(),
         ip_forward: mistakes
-            .take(optional_flag("ip_forward", &wire.ip_forward))
+            .take(optional_flag("ip_forward", &attributes.ip_forward))
             .unwrap_or_default(),
         when_empty: mistakes
-            .take(word("when_empty", &wire.when_empty, WhenEmpty::WORDS))
+            .take(word("when_empty", &attributes.when_empty, WhenEmpty::WORDS))
             .unwrap_or_default(),
     };
     mistakes.or(Some(gateway))
 }
 
-fn masquerading(wire: &RequestAttributes) -> Result<Option<Masquerading>, BadRequest> {
-    let scope = match given("masquerade", &wire.masquerade) {
+fn masquerading(attributes: &RequestAttributes) -> Result<Option<Masquerading>, BadRequest> {
+    let scope = match given("masquerade", &attributes.masquerade) {
         None => Masquerade::No,
         Some(place) => match as_boolean(&place.value) {
             Some(true) => Masquerade::Balanced,
@@ -70,10 +71,10 @@ fn masquerading(wire: &RequestAttributes) -> Result<Option<Masquerading>, BadReq
             None => choice(&place, Masquerade::WORDS)?,
         },
     };
-    let addresses = given("snat_address", &wire.snat_address)
+    let addresses = given("snat_address", &attributes.snat_address)
         .map(|place| snat_addresses(&place))
         .transpose()?;
-    let out_interface = interface("out_interface", &wire.out_interface)?;
+    let out_interface = interface("out_interface", &attributes.out_interface)?;
     let needless = |path: &str, what: &str| {
         Err(BadRequest::new(
             path,
@@ -117,7 +118,7 @@ fn snat_addresses(place: &Field) -> Result<BTreeMap<Family, IpAddr>, BadRequest>
     }
 }
 
-/// Where the rules are kept for the next boot.
+/// The files that keep the rules for the next boot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Persist {
     /// Nowhere.

@@ -12,7 +12,7 @@ pub type Object = Map<String, Value>;
 /// Reads one JSON value. Nesting is bounded by `serde_json` at 128.
 ///
 /// # Errors
-/// What is wrong and where, as `serde_json` words it.
+/// The mistake and its position, as `serde_json` words it.
 pub fn parse(text: &[u8]) -> Result<Value, serde_json::Error> {
     serde_json::from_slice(text).map(|Once(value)| value)
 }

@@ -1,6 +1,5 @@
-//! What is asked for: [`wire`] has the shapes that arrive, [`Request`] is what
-//! is true after checking. One conversion words every error; after it nobody
-//! checks again.
+//! Requests: [`unchecked`] has the attributes as they arrive, [`Request`] is
+//! valid. One conversion words every error; after it nobody checks again.
 
 mod backend;
 mod coerce;
@@ -8,7 +7,7 @@ mod gateway;
 pub mod json;
 mod pool;
 mod traffic;
-pub(crate) mod wire;
+pub(crate) mod unchecked;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -28,8 +27,8 @@ use gateway::{gateway, persist};
 pub use pool::Pool;
 use pool::pools;
 use traffic::{destination, interface, networks, ports as ports_of};
-use wire::RequestAttributes;
-pub use wire::{
+use unchecked::RequestAttributes;
+pub use unchecked::{
     DesiredState, Disconnect, Jump, Layout, Masquerade, Mode, VariantChoice, WhenEmpty,
 };
 
@@ -41,15 +40,15 @@ pub const WEIGHT_MAX: u32 = i32::MAX.unsigned_abs();
 pub struct Request {
     /// The chain that it is about.
     pub name: Name,
-    /// What is to be there.
+    /// The desired state.
     pub desired: Desired,
-    /// Which iptables.
+    /// The iptables variant.
     pub variant: VariantChoice,
-    /// How long to wait for others' locks, in seconds.
+    /// The time to wait for locks, in seconds.
     pub wait: u32,
-    /// Where it is kept for the next boot.
+    /// The files for the next boot.
     pub persist: Persist,
-    /// Whose connections are ended when their backend goes away.
+    /// The protocols whose connections are ended when their backend is removed.
     pub disconnect: Disconnect,
     /// Warnings about values that may be meant otherwise.
     pub warnings: Vec<String>,
@@ -62,16 +61,16 @@ pub struct Request {
 pub struct UncheckedRequest {
     /// The chain that it is about.
     pub name: Name,
-    /// Whether there is to be such a balancer.
+    /// The desired state.
     pub state: DesiredState,
-    /// Which iptables.
+    /// The iptables variant.
     pub variant: VariantChoice,
-    /// How long to wait for others' locks, in seconds.
+    /// The time to wait for locks, in seconds.
     pub wait: u32,
-    wire: RequestAttributes,
+    attributes: RequestAttributes,
 }
 
-/// What is to be there.
+/// The desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Desired {
     /// Nothing of the balancer.
@@ -98,9 +97,9 @@ pub struct Balancer {
     pub sources: Vec<IpNet>,
     /// Only from this interface.
     pub in_interface: Option<String>,
-    /// Where a new jump goes.
+    /// The position of a new jump rule.
     pub jump: Jump,
-    /// What surrounds the chain.
+    /// The gateway around the chain.
     pub gateway: Gateway,
 }
 
@@ -125,12 +124,13 @@ impl UncheckedRequest {
     /// For unknown attributes, and where one of these is wrong. Then the mistakes
     /// in the other attributes are named too.
     pub fn from_json(attributes: json::Object) -> Result<Self, BadRequest> {
-        let (wire, mut mistakes) = RequestAttributes::from_json(attributes);
-        let wait = given("wait", &wire.wait);
+        let (attributes, mut mistakes) = RequestAttributes::from_json(attributes);
+        let are_names_known = mistakes.is_empty();
+        let wait = given("wait", &attributes.wait);
         let wait = mistakes.take(wait.map_or(Ok(10), |place| integer(&place, 0..=3600)));
-        let name = mistakes.take(name(&wire));
-        let state = mistakes.take(word("state", &wire.state, DesiredState::WORDS));
-        let variant = mistakes.take(word("variant", &wire.variant, VariantChoice::WORDS));
+        let name = mistakes.take(name(&attributes));
+        let state = mistakes.take(word("state", &attributes.state, DesiredState::WORDS));
+        let variant = mistakes.take(word("variant", &attributes.variant, VariantChoice::WORDS));
         if mistakes.is_empty() {
             let basics = name.zip(state).zip(variant).zip(wait);
             let unchecked = basics.map(|(((name, state), variant), wait)| Self {
@@ -138,23 +138,28 @@ impl UncheckedRequest {
                 state,
                 variant,
                 wait,
-                wire,
+                attributes,
             });
             return mistakes.or(unchecked);
         }
-        // Without the state, nothing is known to be missing.
+        // An attribute with an unknown name may be the one that seems to be missing.
+        let state = state.filter(|_| are_names_known);
         let state = state.unwrap_or(DesiredState::Absent);
-        mistakes.take(desired(&wire, state));
-        mistakes.take(persist(&wire.persist));
-        mistakes.take(word("disconnect", &wire.disconnect, Disconnect::WORDS));
-        mistakes.take(word("layout", &wire.layout, Layout::WORDS));
+        mistakes.take(desired(&attributes, state));
+        mistakes.take(persist(&attributes.persist));
+        mistakes.take(word(
+            "disconnect",
+            &attributes.disconnect,
+            Disconnect::WORDS,
+        ));
+        mistakes.take(word("layout", &attributes.layout, Layout::WORDS));
         mistakes.or(None)
     }
 
-    /// Checks all that can be checked without asking for the addresses of names.
+    /// Checks everything except the addresses of names.
     ///
     /// # Errors
-    /// The first thing that is wrong: the attribute, the item, and the way out.
+    /// Up to five mistakes: the attribute, the item, and the way out.
     pub fn check(&self) -> Result<(), BadRequest> {
         let checked = self.checked()?;
         match checked.listed.iter().any(|listed| listed.host.is_name()) {
@@ -172,16 +177,16 @@ impl UncheckedRequest {
     }
 
     fn checked(&self) -> Result<Checked, BadRequest> {
-        let wire = &self.wire;
+        let attributes = &self.attributes;
         let mut mistakes = Mistakes::default();
-        let desired = mistakes.take(desired(wire, self.state));
-        let persist = mistakes.take(persist(&wire.persist));
-        let disconnect = word("disconnect", &wire.disconnect, Disconnect::WORDS);
+        let desired = mistakes.take(desired(attributes, self.state));
+        let persist = mistakes.take(persist(&attributes.persist));
+        let disconnect = word("disconnect", &attributes.disconnect, Disconnect::WORDS);
         let disconnect = mistakes.take(disconnect).unwrap_or_default();
-        let layout = mistakes.take(word("layout", &wire.layout, Layout::WORDS));
+        let layout = mistakes.take(word("layout", &attributes.layout, Layout::WORDS));
         let (desired, listed) = mistakes.or(desired)?;
         let ambiguous = |place| ambiguous_ports(&listed, &place);
-        let warnings = given("backends", &wire.backends).map(ambiguous);
+        let warnings = given("backends", &attributes.backends).map(ambiguous);
         Ok(Checked {
             request: Request {
                 name: self.name.clone(),
@@ -198,7 +203,7 @@ impl UncheckedRequest {
     }
 }
 
-/// A request without backends, and what these will be.
+/// A request without backends, and the list that they are made from.
 struct Checked {
     request: Request,
     listed: Vec<BackendEntry>,
@@ -225,7 +230,7 @@ fn no_names(_: &str) -> Result<Vec<IpAddr>, String> {
 }
 
 impl Request {
-    /// Checks what arrived, where it names no host.
+    /// Checks a request that names no host.
     ///
     /// # Errors
     /// As [`UncheckedRequest::from_json`], and for a hostname.
@@ -233,7 +238,7 @@ impl Request {
         UncheckedRequest::from_json(attributes)?.resolve(&no_names)
     }
 
-    /// The state that is asked for.
+    /// The desired state by its name.
     #[must_use]
     pub fn state(&self) -> DesiredState {
         match self.desired {
@@ -294,7 +299,7 @@ fn given<'a>(path: impl Into<Path<'a>>, value: impl Into<Option<&'a Value>>) -> 
         .map(|value| Field::new(path, value))
 }
 
-/// An object into its shape: every key is known, the values are not yet looked at.
+/// An object into its shape: every key is known, the values are unchecked.
 fn shaped<T>(path: &Path, object: &json::Object) -> Result<T, BadRequest>
 where
     T: for<'de> Deserialize<'de> + schemars::JsonSchema,
@@ -373,6 +378,12 @@ fn unknown(key: &str, known: &[String]) -> String {
     if let Some((_, name)) = meant {
         return format!("there is no such attribute; it is called `{name}` here");
     }
+    let mut longer = known
+        .iter()
+        .filter(|name| key.len() > 2 && name.starts_with(&key));
+    if let (Some(name), None) = (longer.next(), longer.next()) {
+        return format!("there is no such attribute; the nearest is `{name}`");
+    }
     let distance = |name: &&String| strsim::damerau_levenshtein(&key, name);
     match known.iter().min_by_key(distance) {
         Some(nearest) => format!("there is no such attribute; the nearest is `{nearest}`"),
@@ -380,8 +391,8 @@ fn unknown(key: &str, known: &[String]) -> String {
     }
 }
 
-fn name(wire: &RequestAttributes) -> Result<Name, BadRequest> {
-    let place = given("name", &wire.name)
+fn name(attributes: &RequestAttributes) -> Result<Name, BadRequest> {
+    let place = given("name", &attributes.name)
         .ok_or_else(|| BadRequest::new("name", "is missing; it names the chain"))?;
     Name::new(&text(&place)?).map_err(|problem| place.refuse(problem))
 }
@@ -402,22 +413,22 @@ fn optional_flag(path: &'static str, value: &Option<Value>) -> Result<bool, BadR
 /// Every given attribute is checked in either state. What `absent` does not need
 /// may be missing.
 fn desired(
-    wire: &RequestAttributes,
+    attributes: &RequestAttributes,
     state: DesiredState,
 ) -> Result<(Desired, Vec<BackendEntry>), BadRequest> {
     let mut mistakes = Mistakes::default();
-    let backends = given("backends", &wire.backends).map(|place| backends(&place));
+    let backends = given("backends", &attributes.backends).map(|place| backends(&place));
     let backends = mistakes.take(backends.transpose());
-    let mode = mistakes.take(mode(&wire.mode));
-    let protocol = word("protocol", &wire.protocol, &Protocol::WORDS);
+    let mode = mistakes.take(mode(&attributes.mode));
+    let protocol = word("protocol", &attributes.protocol, &Protocol::WORDS);
     let protocol = mistakes.take(protocol).unwrap_or_default();
-    let ports = given("destination_port", &wire.destination_port);
+    let ports = given("destination_port", &attributes.destination_port);
     let ports = mistakes.take(ports.map(|place| ports_of(&place, protocol)).transpose());
-    let destination = mistakes.take(destination(wire));
-    let sources = mistakes.take(networks("source", &wire.source));
-    let in_interface = mistakes.take(interface("in_interface", &wire.in_interface));
-    let jump = mistakes.take(word("jump", &wire.jump, Jump::WORDS));
-    let gateway = mistakes.take(gateway(wire));
+    let destination = mistakes.take(destination(attributes));
+    let sources = mistakes.take(networks("source", &attributes.source));
+    let in_interface = mistakes.take(interface("in_interface", &attributes.in_interface));
+    let jump = mistakes.take(word("jump", &attributes.jump, Jump::WORDS));
+    let gateway = mistakes.take(gateway(attributes));
     if state == DesiredState::Absent {
         return mistakes.or(Some((Desired::Absent, Vec::new())));
     }
@@ -457,7 +468,7 @@ fn mode(value: &Option<Value>) -> Result<Mode, BadRequest> {
                 "round robin, with weights, is `nth`"
             }
             "chance" | "probability" | "rand" => "that is `random`",
-            "source" | "sourcehash" | "iphash" | "sh" | "mh" | "sticky" | "hash" | "consistent" => {
+            "source" | "sourcehash" | "iphash" | "sticky" | "hash" | "consistent" => {
                 "a client is not kept with a backend; the nearest is `random`"
             }
             "leastconn" | "leastconnections" | "lc" | "wlc" | "leastrequest" => {

@@ -14,17 +14,17 @@ use crate::schedule::{self, Arranged, Arrangement};
 /// The backends of one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
-    /// Whose connections they share.
+    /// The family of their connections.
     pub family: Family,
     /// As listed, with those of weight 0; a name's addresses in ascending order.
     pub backends: Vec<Backend>,
-    /// How the rules give each its share. In an empty pool the main chain has
-    /// no branches.
+    /// The rules that give each backend its share. In an empty pool the main
+    /// chain has no branches.
     pub arrangement: Arrangement,
 }
 
 impl Pool {
-    /// Whether nobody takes new connections.
+    /// Returns true if no backend takes new connections.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.backends.iter().all(|backend| backend.weight == 0)
@@ -52,8 +52,8 @@ pub(super) fn pools(
     Ok(pools)
 }
 
-/// The addresses of each item. Of a name they are those of the families that
-/// are in use besides; all, where none is.
+/// The addresses of each item. A name gives those of the families in use, or
+/// all if no family is named elsewhere.
 fn addresses<'a>(
     listed: &'a [BackendEntry],
     named: &BTreeSet<Family>,
@@ -199,7 +199,7 @@ fn pool(
     }
 }
 
-/// The arrangement that is asked for; with [`Layout::Auto`] the one in which a
+/// The requested arrangement. With [`Layout::Auto`] it is the one in which a
 /// connection visits the fewest rules, and one chain if they are equal.
 fn arrange(mode: Mode, layout: Layout, backends: &[schedule::Backend]) -> Arranged {
     type Arrange = fn(&[schedule::Backend]) -> Arranged;
@@ -234,8 +234,8 @@ fn too_many_rules(backends: &[Backend]) -> BadRequest {
     BadRequest::new("backends", problem)
 }
 
-/// Weights in nearly the same proportions of which a round has about eight
-/// turns for each. Nobody loses all turns.
+/// Weights in nearly the same proportions, with about eight turns for each
+/// backend in a round. No weight becomes 0.
 fn smaller(weights: &[u32]) -> Vec<u32> {
     const TURNS: u64 = 8;
     let sum: u64 = weights.iter().map(|weight| u64::from(*weight)).sum();

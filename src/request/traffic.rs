@@ -1,10 +1,10 @@
-//! Which traffic is meant: ports, networks, interfaces.
+//! The balanced traffic: ports, networks, interfaces.
 
 use ipnet::IpNet;
 use serde_json::Value;
 
 use super::coerce::{BadRequest, Field, all, integer, list, text};
-use super::wire::RequestAttributes;
+use super::unchecked::RequestAttributes;
 use super::{Destination, given};
 use crate::host;
 use crate::netfilter::{self, PortRange, Ports, Protocol};
@@ -45,8 +45,8 @@ fn port_range(place: &Field, protocol: Protocol) -> Result<PortRange, BadRequest
 
 const NO_PORT: &str = "is neither a port, 1 to 65535, nor a range a:b of ports, ascending, nor a service in /etc/services";
 
-pub(super) fn destination(wire: &RequestAttributes) -> Result<Destination, BadRequest> {
-    match given("destination", &wire.destination) {
+pub(super) fn destination(attributes: &RequestAttributes) -> Result<Destination, BadRequest> {
+    match given("destination", &attributes.destination) {
         None => Ok(Destination::Any),
         Some(place)
             if place
@@ -56,7 +56,7 @@ pub(super) fn destination(wire: &RequestAttributes) -> Result<Destination, BadRe
         {
             Ok(Destination::Local)
         }
-        Some(_) => networks("destination", &wire.destination).map(Destination::Networks),
+        Some(_) => networks("destination", &attributes.destination).map(Destination::Networks),
     }
 }
 

@@ -19,8 +19,8 @@ pub enum Step {
 }
 
 /// The steps that apply the changes of one family, in order. Usually there is
-/// one transaction. Jump rules that iptables cannot delete go after it, and the
-/// chains that they may lead to after them.
+/// one transaction. Jump rules that iptables cannot delete are deleted after
+/// it, and after them the chains that they may jump to.
 #[must_use]
 pub fn steps(changes: &[Change], family: Family, found: &Ruleset) -> Vec<Step> {
     let changes = || changes.iter().filter(|change| change.family == family);
@@ -69,8 +69,8 @@ fn transaction<'a>(
     (!text.is_empty()).then_some(text)
 }
 
-/// The same for an empty host, where nobody sees what is in between: each table
-/// once, as a file that is loaded at boot has to have it.
+/// The text for an empty host. It has each table once, as a file that is loaded
+/// at boot needs it: there is no intermediate state to protect.
 #[must_use]
 pub fn from_nothing(changes: &[Change], family: Family) -> Option<Vec<u8>> {
     let mut text = Vec::new();
@@ -90,7 +90,7 @@ pub fn from_nothing(changes: &[Change], family: Family) -> Option<Vec<u8>> {
     (!text.is_empty()).then_some(text)
 }
 
-/// What `iptables-restore` is told, and how.
+/// The dialect of the text.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Words {
     /// To one with `--noflush`: `-N` makes a chain, where `:CHAIN` would also
@@ -101,12 +101,12 @@ enum Words {
     File,
 }
 
-/// The changes by table, in an order in which nothing slips through in between
-/// and nothing is forgotten if the second table is never reached.
+/// The changes by table, in an order in which no connection slips through, and
+/// no rule is forgotten if the second table is never reached.
 ///
-/// What filter accepts or refuses for us is there before nat sends connections
-/// that way, and goes after. The mark in nat, that there is something in
-/// filter, is there before that is, and goes after.
+/// The rules in filter exist before nat sends connections to them, and are
+/// deleted after. The mark in nat, that filter has rules too, exists before
+/// them, and is deleted after.
 fn blocks<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<(Table, Vec<&'a Change>)> {
     let mut tables: BTreeMap<Table, Vec<&Change>> = BTreeMap::new();
     for change in changes {
@@ -141,10 +141,9 @@ fn blocks<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<(Table, Vec<&'a 
         .collect()
 }
 
-/// Chains that go may lead to each other, so all of them are emptied before
-/// the first is deleted. They are emptied before anything else is said: until
-/// 1.8.2 iptables-nft-restore forgot what it had yet to send at each `-F` to
-/// the same table, and crashed.
+/// One table. Deleted chains may jump to each other, so all are emptied before
+/// the first is deleted. They are emptied before any other line: until 1.8.2
+/// iptables-nft-restore lost its unsent rules at each `-F`, and crashed.
 fn block(table: Table, changes: &[&Change], found: &OwnedTable, words: Words, text: &mut Vec<u8>) {
     const USUAL_LINE: usize = 128;
     text.reserve(changes.len() * USUAL_LINE);
@@ -177,17 +176,19 @@ fn block(table: Table, changes: &[&Change], found: &OwnedTable, words: Words, te
     text.extend(b"COMMIT\n");
 }
 
-/// Whether every rule of a chain is replaced or deleted. It comes to the same
-/// then to empty the chain and to fill it, and spares iptables the walk to each
-/// number: with 10,000 rules `-R` takes four times as long with iptables-nft,
-/// and two and a half times with iptables-legacy (1.8.9, `benches/refill.py`).
+/// Returns true if every rule of a chain is replaced or deleted. Then the chain
+/// is emptied and filled, with the same result, and iptables need not walk to
+/// each number: with 10,000 rules `-R` takes four times as long with
+/// iptables-nft, and two and a half times with iptables-legacy (1.8.9,
+/// `benches/refill.py`).
 fn nothing_stays(found: &Chain, edits: &[&Change]) -> bool {
     let goes =
         |change: &&&Change| matches!(change.action, Action::Replace { .. } | Action::DeleteAt(..));
     !found.rules.is_empty() && edits.iter().filter(goes).count() == found.rules.len()
 }
 
-/// What a step leaves in a chain that was emptied: edits come in ascending order.
+/// The rule that a step leaves in an emptied chain. Edits are in ascending
+/// order.
 fn fill(chain: &str, action: &Action, text: &mut Vec<u8>) {
     if let Action::Append(rule) | Action::Insert(_, rule) | Action::Replace { rule, .. } = action {
         line(&["-A ", chain], Some(rule.counters), rule, text);
@@ -217,8 +218,8 @@ fn step(chain: &str, action: &Action, words: Words, text: &mut Vec<u8>) {
     }
 }
 
-/// A command, the counters where there are some to carry over, and the rule,
-/// whose text begins with a blank.
+/// A command, the counters if there are some to carry over, and the text of the
+/// rule, which begins with a blank.
 fn line(command: &[&str], counters: Option<Counters>, rule: &SavedRule, text: &mut Vec<u8>) {
     write(command, text);
     if let Some(Counters { packets, bytes }) =
@@ -246,7 +247,8 @@ mod tests {
     use crate::plan::Plan;
     use crate::request::{Name, Request};
 
-    /// What a transaction does to chains, in order, from one request to another.
+    /// The steps on chains of the transaction from one request to another, in
+    /// order.
     fn order(from: &Value, to: &Value) -> Vec<String> {
         let plan = |request: &Value| {
             let object = request.as_object().unwrap().clone();
@@ -320,8 +322,7 @@ mod tests {
         );
     }
 
-    /// A chain of ours and one of others, as an old iptables-nft is told of
-    /// them, and any other.
+    /// The same changes for an old iptables-nft and for any other.
     #[test]
     fn an_old_nft_is_told_in_other_words() {
         let dump = "*nat\n:W - [0:0]\n[1:2] -A PREROUTING -p udp -j W\n-A PREROUTING -j ACCEPT\n-A PREROUTING -p sctp -j W\n\
@@ -403,7 +404,8 @@ mod tests {
                 "COMMIT",
             ]
         );
-        // What comes again must not be taken for what goes.
+        // A new rule must not be deleted in the place of an old one with the
+        // same text.
         let mut moved = changes(&change("PREROUTING", delete));
         moved[6] = change("PREROUTING", Action::Append(rule(" -p udp -j W")));
         assert_eq!(

@@ -1,17 +1,16 @@
-//! What iptables-nft 1.8.0 to 1.8.2 has to be told otherwise. Seen with these
-//! releases, and explained by their sources:
+//! The dialect of iptables-nft 1.8.0 to 1.8.2. Seen with these releases, and
+//! explained by their sources:
 //!
-//! - Once it has inserted or replaced a rule it counts the rules of that chain
+//! - After an insertion or replacement it counts the rules of that chain
 //!   wrongly, for the rest of the transaction: of several `-R` only the first
-//!   goes where it should (netfilter bug 1348), an `-I` beside another may go to
-//!   the top of the chain. So chains of ours are filled anew, and in those of
-//!   others each place is that of a rule that was there before.
-//! - To find the rule of a `-D` it reads those above it, and from then on does
-//!   not know the options of the extensions that these use. So each `-D` has a
-//!   transaction of its own, and what is balanced may for a moment be balanced
-//!   by two rules.
-//! - At `-F` it forgets rules of the same table that it has yet to send, and
-//!   crashes. That is why [`super::block`] begins with them, for every version.
+//!   hits the right rule (netfilter bug 1348), an `-I` beside another may go to
+//!   the top of the chain. So our chains are filled again as a whole, and in a
+//!   foreign chain each position is that of a rule that existed before.
+//! - To find the rule of a `-D` it reads those above it, and then does not know
+//!   the options of their extensions any more. So each `-D` has a transaction
+//!   of its own, and for a moment two rules may balance the same traffic.
+//! - At `-F` it forgets unsent rules of the same table, and crashes. That is
+//!   why [`super::block`] begins with `-F`, for every version.
 
 use std::iter;
 
@@ -19,11 +18,11 @@ use crate::diff::change::{Action, Change, edited};
 use crate::netfilter::ruleset::{Chain, Ruleset, SavedRule};
 use crate::netfilter::{Family, Table};
 
-/// The changes to one family as transactions, one after the other.
+/// The changes of one family as a sequence of transactions.
 ///
-/// What goes in chains of others goes last, so that nobody is without a rule
-/// meanwhile. It goes first where it jumps to a chain that goes, or where a rule
-/// comes that reads like it and would be taken for it.
+/// Rules of foreign chains are deleted last, so that no traffic is without a
+/// rule meanwhile. A rule is deleted first if it jumps to a deleted chain, or
+/// if a new rule has the same text and would be hit instead.
 pub fn transactions(changes: Vec<&Change>, family: Family, found: &Ruleset) -> Vec<Vec<Change>> {
     let is_delete = |change: &&Change| matches!(change.action, Action::DeleteFirst(_));
     let (deletes, others): (Vec<_>, Vec<_>) = changes.into_iter().partition(is_delete);
@@ -65,7 +64,7 @@ fn leads_to(rule: &SavedRule, chain: &str) -> bool {
     target.is_some_and(|rest| rest.ends_with(b" -j ") || rest.ends_with(b" -g "))
 }
 
-/// Whether a step goes by the place of a rule.
+/// Returns true if the step uses a rule number.
 fn counts(action: &Action) -> bool {
     matches!(
         action,
@@ -89,7 +88,7 @@ fn refill<'a>(found: &Chain, steps: impl Iterator<Item = &'a Action>) -> Vec<Act
     actions
 }
 
-/// A rule in a chain of others, while the steps are gone through.
+/// A rule of a foreign chain, while the steps are simulated.
 #[derive(Clone, Copy, PartialEq)]
 enum Slot<'a> {
     Stays,
@@ -125,8 +124,8 @@ fn slots<'a>(
     slots.into_iter().flatten().collect()
 }
 
-/// The same steps in a chain that is not ours, so that each names a place that
-/// was there before.
+/// The same steps in a foreign chain, with positions of rules that existed
+/// before.
 fn from_below<'a>(
     steps: impl Iterator<Item = &'a Action>,
     mut slots: Vec<Slot<'a>>,

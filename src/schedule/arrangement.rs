@@ -1,20 +1,21 @@
 //! Backends into chains: one, or a tree of them.
 //!
 //! Through one chain a connection visits half of the rules on average. A tree
-//! makes that the logarithm: each chain sends a part of its connections on to a
-//! chain of their own, and goes on with the others.
+//! needs the logarithm: each chain sends a part of its connections to another
+//! chain, and goes on with the rest.
 //!
-//! - **In turn**, backends of equal weight are dealt out like cards: of an even
+//! - **In turn**, backends of equal weight are dealt like cards: of an even
 //!   number every second one goes to the other chain, so the first connection
 //!   gets the first backend, the second the second, and so on. Of other numbers
-//!   it is every third, or fifth, or only the first, which is served right
-//!   there. Unequal weights are shared out among their classes first, each of
-//!   which is then a pool of equals.
-//! - **By chance**, a backend's place follows from its own address and port: at
-//!   each branching the next two bits of their hash decide. So one that comes, goes
-//!   or changes its weight changes the few rules of each branching on its way,
-//!   and nothing else. What has an eighth of a chain's weight or more is served
-//!   right there, so that large shares are never deep.
+//!   it is every third, or fifth, or only the first, which is served in the
+//!   chain itself. Unequal weights are first divided among classes of equal
+//!   weight, each of which is then a pool of equals.
+//! - **By chance**, a backend's position follows from its own address and port:
+//!   at each branching the next two bits of their hash decide. So a backend
+//!   that joins, leaves or changes its weight changes the few rules of each
+//!   branching on its way, and nothing else. A backend with an eighth of a
+//!   chain's weight or more is served in the chain itself, so that large shares
+//!   are never deep.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +23,7 @@ use super::chances::{Pool, Split};
 use super::turns;
 use crate::netfilter::statistic::{Share, Statistic};
 
-/// What is to be known of a backend.
+/// The properties of a backend that decide about its position and share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// A number of its own, that stays the same; of it [`HASH_BITS`] are used.
@@ -31,25 +32,26 @@ pub struct Backend {
     pub weight: u32,
 }
 
-/// How many bits of the hashes decide about places, and how many at once.
+/// The number of hash bits that decide about positions, and the number used at
+/// each branching.
 ///
-/// With two at once a chain sends a quarter of its connections on, a third of
-/// the others, half of those, and goes on with the rest. On its way a
-/// connection visits a few more rules than by halves, and a quarter fewer
-/// chains, which cost more (`benches/flows.py`).
+/// With two bits a chain sends a quarter of its connections on, a third of the
+/// rest, half of the rest, and goes on with the last quarter. A connection
+/// visits a few more rules than with one bit, and a quarter fewer chains, which
+/// cost more (`benches/flows.py`).
 const HASH_BITS: u32 = 36;
 const DIGIT_BITS: u32 = 2;
 const DIGITS: u32 = HASH_BITS / DIGIT_BITS;
 
-/// Chains with what their rules take, the main one first.
+/// Chains with the part that each rule takes, the main chain first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arrangement {
-    /// Never empty. Each chain but the first is reached from others.
+    /// The chains. Never empty. Each but the first is reached from another.
     pub chains: Vec<Node>,
 }
 
 impl Arrangement {
-    /// A main chain that sends nobody anywhere.
+    /// A main chain without branches.
     #[must_use]
     pub fn empty() -> Self {
         let main = Node {
@@ -63,7 +65,7 @@ impl Arrangement {
 /// A chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// What follows `NAME/`, at most 7 letters; empty for the main chain.
+    /// The name after `NAME/`, at most 7 letters; empty for the main chain.
     pub id: String,
     /// Its rules. The last one takes whatever reaches it.
     pub branches: Vec<Branch>,
@@ -72,13 +74,13 @@ pub struct Node {
 /// A rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Branch {
-    /// What it takes of what reaches it.
+    /// The part of the connections reaching it that the rule takes.
     pub takes: Statistic,
-    /// Where that goes.
+    /// The target of the rule.
     pub to: To,
 }
 
-/// Where connections go.
+/// The target of a branch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum To {
     /// To the backend at that place of the list.
@@ -87,7 +89,7 @@ pub enum To {
     Chain(usize),
 }
 
-/// What came of arranging.
+/// The result of an arrangement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Arranged {
     /// This.
@@ -222,7 +224,8 @@ impl Arrangement {
         shares
     }
 
-    /// Shows each branch with the share that reaches it, and what it takes.
+    /// Calls `see` for each branch, with the share that reaches it and the
+    /// share that it takes.
     fn follow(&self, mut see: impl FnMut(&Branch, Share, Share)) {
         let mut reaching = vec![Share::NONE; self.chains.len()];
         reaching[MAIN] = Share::ALL;
@@ -263,27 +266,28 @@ const MAIN: usize = 0;
 /// An arrangement in the making.
 struct TreeBuilder {
     chains: Vec<Node>,
-    /// Who has lost his share to rounding.
+    /// A backend whose share was lost to rounding.
     lost: Option<usize>,
     deals: Deals,
 }
 
-/// How to deal out equals so that a connection has the shortest way.
+/// Divisions of equal backends among chains, with the shortest way for a
+/// connection.
 #[derive(Default)]
 struct Deals {
-    /// By the number of equals: how many go to another chain first, and what a
-    /// whole round costs, in visits of a rule.
+    /// By the number of equals: the number that goes to another chain first,
+    /// and the cost of a whole round, in visits of a rule.
     best: Vec<(usize, u64)>,
     /// By number: a prime that divides it.
     primes: Vec<usize>,
 }
 
 impl Deals {
-    /// How many of `count`, which is at least 2, are to go to another chain.
+    /// The number of `count` equals, at least 2, that go to another chain.
     ///
-    /// All `count` connections of a round visit the rule that sends them, and
-    /// it can send any number that divides `count`. A single one is served
-    /// right there and visits nothing more.
+    /// All `count` connections of a round visit the rule that sends them on,
+    /// and it can send any number that divides `count`. A single one is served
+    /// in the chain itself and visits nothing more.
     fn share(&mut self, count: usize) -> usize {
         if self.primes.len() <= count {
             self.primes = primes(count);
@@ -333,7 +337,7 @@ fn primes(last: usize) -> Vec<usize> {
     primes
 }
 
-/// All that divides `count`, in no order.
+/// All divisors of `count`, in no order.
 fn divide(count: usize, primes: &[usize], divisors: &mut Vec<usize>) {
     divisors.clear();
     divisors.push(1);
@@ -403,8 +407,8 @@ impl TreeBuilder {
 
     // --- in turn ------------------------------------------------------------
 
-    /// Deals equals out, from the first card on: every so manieth goes to
-    /// another chain, and with the others it goes on.
+    /// Deals equals: every n-th goes to another chain, and the rest stays in
+    /// this one.
     fn deal(&mut self, chain: usize, mut members: Vec<usize>) {
         while members.len() > 1 {
             let every = members.len() / self.deals.share(members.len());
@@ -426,7 +430,7 @@ impl TreeBuilder {
         }
     }
 
-    /// Where to send what is meant for these equals: to a chain of theirs.
+    /// The target for these equals: the backend, or a chain of their own.
     fn dealt(&mut self, members: Vec<usize>) -> To {
         if let [only] = members[..] {
             return To::Backend(only);
@@ -464,7 +468,7 @@ impl TreeBuilder {
             let group = std::mem::take(&mut groups[piece.part]);
             let to = match places[piece.part] {
                 Some(to) => to,
-                // Nobody else jumps there: it goes on right here.
+                // The last group goes on in the same chain.
                 None if at == last => return self.deal_classes(chain, group, effort),
                 None => self.dealt_classes(group, effort)?,
             };
@@ -485,7 +489,7 @@ impl TreeBuilder {
 
     // --- by chance ----------------------------------------------------------
 
-    /// One after the other; returns what is left.
+    /// Shares out one after the other; returns the rest.
     fn share_out(
         &mut self,
         chain: usize,
@@ -512,7 +516,8 @@ impl TreeBuilder {
         self.add(chain, Statistic::Random(split.chance).simplest(), to);
     }
 
-    /// Those in `places`, sorted by hash, agree in the digits before `digit`.
+    /// Branches backends that are sorted by hash and agree in the digits before
+    /// `digit`.
     fn branch_out(
         &mut self,
         chain: usize,
@@ -562,8 +567,8 @@ fn first_difference(places: &[usize], backends: &[Backend], digit: u32) -> Optio
     })
 }
 
-/// Where the last group begins of those that have the same digit there; `None`
-/// if all have.
+/// The beginning of the last group with the same digit; `None` if all are in
+/// one group.
 fn last_group(places: &[usize], backends: &[Backend], digit: u32) -> Option<usize> {
     let digit_at = |at: &usize| digit_of(backends[*at].hash, digit);
     let last = digit_at(places.last()?);
@@ -575,8 +580,9 @@ fn digit_of(hash: u64, digit: u32) -> u64 {
     hash >> (HASH_BITS - DIGIT_BITS * (digit + 1)) & ((1 << DIGIT_BITS) - 1)
 }
 
-/// The name of the chain of all whose hashes begin like this one, up to and
-/// including that digit: 6 bits that say how many, and those 36, in 7 letters.
+/// The name of the chain for all hashes that begin like this one, up to and
+/// including the digit: 6 bits for the number of digits, and 36 bits of the
+/// hash, in 7 letters.
 fn id(hash: u64, digit: u32) -> String {
     const LETTERS: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.";
     let unused = HASH_BITS - DIGIT_BITS * (digit + 1);

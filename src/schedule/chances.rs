@@ -1,20 +1,20 @@
-//! Independent random choice: chances of the kernel that come out as the
-//! shares that were asked for.
+//! Independent random choice: chances of the kernel that give the requested
+//! shares.
 //!
-//! A rule sees only what the rules above it let pass, so its chance is its
-//! weight among what is shared out from here down. Each chance is rounded to
-//! 2^-31, and the errors would add up from rule to rule, and from chain to
-//! chain. So what really reaches a rule is carried along, and where a part
-//! would come out wrong by more than 2^-31 of all connections, a chance is
-//! taken that sets it right instead.
+//! A rule sees only the connections that the rules above it let pass, so its
+//! chance is its weight divided by the weight from here down. Each chance is
+//! rounded to 2^-31, and the errors would add up from rule to rule and from
+//! chain to chain. So the share that really reaches a rule is carried along.
+//! Where a share would be wrong by more than 2^-31 of all connections, the
+//! chance is corrected.
 
 use crate::netfilter::statistic::Probability;
 
 /// All connections, in units of 2^-80: 45 bits of weight fit above it.
 const ALL: u128 = 1 << 80;
 
-/// What is shared out at some place of a chain: the weight that is left, and
-/// what really reaches the place.
+/// The state at one position of a chain: the weight from here down, and the
+/// share that really reaches it.
 #[derive(Clone, Copy, Debug)]
 pub struct Pool {
     weight: u64,
@@ -24,14 +24,14 @@ pub struct Pool {
     sum: u64,
 }
 
-/// A chance, what it sends on, and what stays.
+/// A chance, and the two pools that it makes.
 #[derive(Clone, Copy, Debug)]
 pub struct Split {
     /// The chance of the rule.
     pub chance: Probability,
-    /// What the rule takes.
+    /// The pool that the rule takes.
     pub taken: Pool,
-    /// What passes on.
+    /// The pool that the rule lets pass.
     pub rest: Pool,
 }
 
@@ -50,9 +50,9 @@ impl Pool {
         self.weight
     }
 
-    /// A rule for that part of the weight. If both parts were right to 2^-31
-    /// before, both are again: what was wrong with the whole is then wrong
-    /// with one of them, and rounding goes towards the other.
+    /// Splits a part of the weight off. If both parts were right to 2^-31
+    /// before, both are again: an error of the whole is given to one of them,
+    /// and rounding goes towards the other.
     pub fn split(self, weight: u64) -> Split {
         let one = u128::from(Probability::ONE);
         let units = |units: u128| u32::try_from(units.min(one)).unwrap_or(Probability::ONE);
@@ -81,7 +81,7 @@ impl Pool {
         }
     }
 
-    /// What should reach a place with that weight.
+    /// The exact share of a weight.
     fn target(self, weight: u64) -> u128 {
         u128::from(weight) * ALL / u128::from(self.sum.max(1))
     }

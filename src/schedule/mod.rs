@@ -1,8 +1,8 @@
-//! Weights into what each rule takes of the connections that reach it, and
-//! rules into chains. Arithmetic alone, in whole numbers.
+//! Weights into the part that each rule takes, and rules into chains. Pure
+//! arithmetic in whole numbers.
 //!
-//! [`turns`] and [`chances`] share out among the parts of one chain, in turn or
-//! by chance; [`arrangement`] makes one chain of all backends, or a tree.
+//! [`turns`] and [`chances`] divide the connections of one chain, in turn or by
+//! chance; [`arrangement`] makes one chain of all backends, or a tree.
 
 mod arrangement;
 mod chances;
@@ -14,12 +14,12 @@ pub use arrangement::{
     tree_by_chance, tree_in_turn,
 };
 
-/// A rule to be in turn: which part it serves, and what it takes of what reaches it.
+/// A rule that is served in turn: its part, and the connections that it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// The place of the part in the list of weights.
     pub part: usize,
-    /// What it takes.
+    /// The connections that it takes.
     pub takes: Statistic,
 }
 

@@ -42,7 +42,7 @@ fn turns_in_a_round(weights: &[u32]) -> usize {
 }
 
 /// Follows connections through the chains as the kernel does: each rule counts
-/// for itself what reaches it.
+/// the connections that reach it.
 fn serve(arrangement: &Arrangement, connections: usize) -> Vec<usize> {
     let mut seen: Vec<Vec<u32>> = arrangement
         .chains

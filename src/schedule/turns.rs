@@ -1,17 +1,17 @@
 //! Exact weighted round robin in few rules.
 //!
-//! A round has as many turns as the weights have together, divided by what
-//! they have in common. Of the `left` turns that reach a rule it may take any
-//! number that divides them: `--every left/takes` then takes exactly that many
-//! of any `left` connections in a row, wherever its counter stands, and lets
-//! exactly the others pass. So every round of connections in a row is exact,
-//! and a backend's weight may come in several such pieces.
+//! A round has as many turns as the sum of the weights, divided by their
+//! greatest common divisor. Of the `left` turns that reach a rule it may take
+//! any number that divides them: `--every left/takes` then takes exactly that
+//! many of any `left` connections in a row, wherever its counter stands, and
+//! lets exactly the others pass. So every round of connections in a row is
+//! exact, and a backend's weight may be split into several such pieces.
 //!
-//! Which pieces, and in which order, decides how many rules it takes. They are
-//! searched for: first with one rule for each backend, then with one more, and
-//! so on. Of those with the fewest rules the smoothest is taken, with the
-//! phase (`--packet`) of each rule chosen so that nobody is ever far ahead of
-//! his share or behind it. The same weights always give the same rules: the
+//! The pieces and their order decide the number of rules. They are searched
+//! for: first with one rule for each backend, then with one more, and so on. Of
+//! the solutions with the fewest rules the smoothest is taken. The phase
+//! (`--packet`) of each rule is chosen so that no backend is ever far ahead of
+//! its share or behind it. The same weights always give the same rules: the
 //! search is bounded by counted steps and not by time.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -23,10 +23,10 @@ use crate::netfilter::statistic::Statistic;
 pub const EFFORT: usize = 100_000;
 
 /// The rules of a round, in order. Parts of equal weight get their first turns
-/// in listed order. The last rule takes whatever reaches it.
+/// in listed order. The last rule takes everything that reaches it.
 ///
-/// `None` when the weights are so large that the turns of a round, divided by
-/// what a rule takes, do not fit into the 32 bits of `--every`.
+/// `None` if the weights are so large that the turns of a round, divided by the
+/// turns of a rule, do not fit into the 32 bits of `--every`.
 ///
 /// The weights must not all be 0. `effort` bounds the search, in steps.
 #[must_use]
@@ -105,9 +105,9 @@ impl Round {
         Vec::new()
     }
 
-    /// Pieces without a search, for many parts with unlike weights: a whole
-    /// weight if one divides what is left, the largest first; or else the
-    /// largest piece after which one will.
+    /// Pieces without a search, for many parts with unlike weights: the largest
+    /// whole weight that divides the rest; or else the largest piece after
+    /// which one does.
     fn greedy(&self) -> Vec<Rule> {
         let mut left = self.turns;
         let mut rest: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
@@ -264,8 +264,7 @@ fn pop(rest: &mut BTreeMap<u64, Vec<usize>>, weight: u64) -> usize {
     part
 }
 
-/// Who gets one connection after the other, from a fresh start: each rule
-/// counts what reaches it.
+/// The parts that get one connection after the other, from a fresh start.
 fn serve(rules: &[Rule]) -> impl Iterator<Item = usize> + '_ {
     let mut seen = vec![0; rules.len()];
     std::iter::repeat_with(move || {
@@ -302,8 +301,8 @@ fn pieces(turns: u64, most: u64) -> Vec<u64> {
     pieces
 }
 
-/// The search for a number of rules: depth first, without going twice into
-/// what has turned out to lead nowhere.
+/// The search for a given number of rules: depth first, without entering a
+/// known dead end twice.
 struct Search {
     left: Vec<u64>,
     rules: Vec<Rule>,
@@ -313,7 +312,8 @@ struct Search {
 }
 
 impl Search {
-    /// Whether `turns` can be taken in `most` rules, or it was given up.
+    /// Returns true if `turns` can be taken in `most` rules, or if the search
+    /// was given up.
     fn descend(&mut self, turns: u64, most: usize) -> bool {
         const ENOUGH: usize = 24;
         let mut rest: Vec<u64> = self
@@ -363,9 +363,9 @@ impl Search {
         leads_on
     }
 
-    /// What the next rule may take: whole weights first, then, if there are
-    /// rules to `spare`, parts of them, the largest first. Parts of which
-    /// as much is left are the same for this.
+    /// The pieces that the next rule may take: whole weights first, then, if
+    /// there are `spare` rules, parts of them, the largest first. Parts with
+    /// the same rest are equivalent here.
     fn choices(&self, turns: u64, spare: usize) -> Vec<(usize, u64)> {
         let mut different: Vec<usize> = Vec::new();
         for (part, weight) in self.left.iter().enumerate() {

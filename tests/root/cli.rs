@@ -111,9 +111,9 @@ fn bad_usage_and_bad_requests_are_exit_code_2_on_standard_error() {
         (
             &["plann", "x"][..],
             "",
-            "there is no command `plann`; the nearest is `plan`",
+            "unrecognized subcommand 'plann'; a similar subcommand exists: 'plan'",
         ),
-        (&["plan"], "", "no REQUEST was given"),
+        (&["plan"], "", "arguments were not provided: <REQUEST>"),
         (
             &["plan", "-", "-"],
             r#"{"name": "W", "state": "absent"}"#,
@@ -122,13 +122,13 @@ fn bad_usage_and_bad_requests_are_exit_code_2_on_standard_error() {
         (
             &["apply", "-", "--exit-code"],
             r#"{"name": "W", "state": "absent"}"#,
-            "invalid option '--exit-code'",
+            "unexpected argument '--exit-code'",
         ),
         (&["plan", "missing.json"], "", "cannot read `missing.json`"),
         (
             &["plan", "-", "--family", "ipx"],
             r#"{"name": "W", "state": "absent"}"#,
-            "`ipx` is neither ipv4 nor ipv6",
+            "invalid value 'ipx' for '--family <FAMILY>'; [possible values: ipv4, ipv6]",
         ),
         (&["check", "-"], "[]", "the request is not a JSON object"),
         (
@@ -144,9 +144,9 @@ fn bad_usage_and_bad_requests_are_exit_code_2_on_standard_error() {
         (
             &["schema", "both"],
             "",
-            "`schema` takes `request` or `result`",
+            "invalid value 'both' for '<KIND>'; [possible values: request, result]",
         ),
-        (&["--frobnicate"], "", "invalid option '--frobnicate'"),
+        (&["--frobnicate"], "", "unexpected argument '--frobnicate'"),
     ] {
         let output = started(arguments, input);
         let (code, out, errors) = texts(&output);
@@ -169,10 +169,19 @@ fn help_and_version() {
             ""
         )
     );
-    for arguments in [&["--help"][..], &["-h"], &["plan", "--help"]] {
+    for (arguments, expected) in [
+        (&["--help"][..], "Exit codes: 0 done"),
+        (&["-h"], "Show the changes that `apply` would make"),
+        (&["help"], "Usage: iptables_balance <COMMAND>"),
+        (&["plan", "--help"], "--current <DUMP>"),
+        (&["check", "-h"], "--exit-code"),
+    ] {
         let output = started(arguments, "");
         let (code, out, errors) = texts(&output);
-        assert!(code == 0 && out.contains("--exit-code") && errors.is_empty());
+        assert!(
+            code == 0 && out.contains(expected) && errors.is_empty(),
+            "{out}{errors}"
+        );
     }
 }
 

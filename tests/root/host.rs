@@ -334,3 +334,23 @@ fn what_is_wrong_with_the_request_is_said_first() {
     let message = said(fails, "10.9.0.1");
     assert!(message.contains("failed (exit code 3)"), "{message}");
 }
+
+#[test]
+fn a_service_stands_for_its_port_and_an_ambiguous_address_is_warned_of() {
+    let host = Namespace::new("h").with_etc_of_its_own();
+    let services = host.etc.as_ref().unwrap().join("services");
+    fs::write(services, "mine 5309/tcp\nmine 5310/udp\n").unwrap();
+    let mut request = json!({
+        "name": "W", "destination_port": ["mine", 80], "backends": ["[fd09::1]:80", "fd09::2:80"],
+    });
+    let done = host.apply(&request);
+    let warnings = done["warnings"].to_string();
+    assert!(
+        warnings.contains("`fd09::2:80` is an address without a port"),
+        "{warnings}"
+    );
+    assert!(host.dump("nft").contains("--dports 80,5309 -j W"));
+    request["protocol"] = json!("udp");
+    host.apply(&request);
+    assert!(host.dump("nft").contains("--dports 80,5310 -j W"));
+}

@@ -1,6 +1,6 @@
-//! One rule: what it means. [`parse`] reads it from a saved dump, [`render`]
-//! spells it as `iptables-save` does, and two rules that mean the same are
-//! equal values, however they were typed.
+//! One rule and its meaning. [`parse`] reads it from a dump, [`render`] spells
+//! it as `iptables-save` does. Two rules with the same meaning are equal
+//! values, however they were typed.
 
 mod parse;
 mod render;
@@ -28,7 +28,7 @@ pub fn is_undeletable(text: &str) -> bool {
     })
 }
 
-/// A rule in its simplest form: what changes nothing is left out of it.
+/// A rule in its simplest form, without parts that match everything.
 ///
 /// So there is no `-m comment`, no network of length 0, no `--every 1`, and in
 /// the nat table, which sees only the first packet of a connection, no
@@ -37,8 +37,8 @@ pub fn is_undeletable(text: &str) -> bool {
 pub struct Rule {
     /// `-p`
     pub protocol: Option<Protocol>,
-    /// What else is asked of a packet; `None` when that is nothing, as in most
-    /// rules: they are many, and this is large.
+    /// All other matches; `None` in most rules, which are many, while this is
+    /// large.
     pub matches: Option<Box<Matches>>,
     /// `-m statistic`
     pub statistic: Statistic,
@@ -46,7 +46,7 @@ pub struct Rule {
     pub target: Target,
 }
 
-/// What is asked of a packet besides its protocol.
+/// The matches of a rule except its protocol.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Matches {
     /// `-s`
@@ -69,8 +69,8 @@ pub struct Matches {
     pub connection: Connection,
 }
 
-/// What is asked of the connection that a packet belongs to. It holds for the
-/// packets of both directions, and for the ICMP errors about them.
+/// Matches on the connection of a packet. They hold for packets of both
+/// directions, and for ICMP errors about them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Connection {
     /// `--ctstate`
@@ -96,7 +96,7 @@ impl From<Connection> for Matches {
     }
 }
 
-/// The states of a connection that are told apart.
+/// The states of a connection that rules distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ConnectionState {
     /// `--ctstate DNAT`: its destination was rewritten.
@@ -108,7 +108,7 @@ pub enum ConnectionState {
     Established,
 }
 
-/// How a packet is refused.
+/// The kinds of REJECT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RejectWith {
     /// With a TCP reset.
@@ -122,7 +122,7 @@ pub enum RejectWith {
 impl RejectWith {
     const ALL: [Self; 3] = [Self::TcpReset, Self::IcmpPort, Self::Icmp6Port];
 
-    /// What follows `--reject-with`.
+    /// The argument of `--reject-with`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -133,14 +133,14 @@ impl RejectWith {
     }
 }
 
-/// What becomes of a packet that matches.
+/// The target of a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     /// Its connection goes to this address; to the same port, if none is given.
     Dnat(Endpoint),
     /// It passes.
     Accept,
-    /// It is gone without an answer.
+    /// `-j DROP`: no answer.
     Drop,
     /// It is refused.
     Reject(RejectWith),
@@ -166,7 +166,7 @@ impl Rule {
         }
     }
 
-    /// The same rule for what matches this alone.
+    /// The same rule with these matches.
     #[must_use]
     pub fn matching(self, matches: Matches) -> Self {
         let asks = matches != Matches::default();

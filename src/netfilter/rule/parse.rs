@@ -1,8 +1,8 @@
-//! A saved rule into its meaning.
+//! The parser of saved rules.
 //!
-//! Only what this program could have written, and what people write in its
-//! place, is understood. Everything else is [`Unreadable`], and what we cannot
-//! read differs from all that we would write.
+//! It understands the rules that this program writes, and those that people
+//! write in their place. Every other rule is [`Unreadable`], and differs from
+//! all that this program writes.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -14,12 +14,12 @@ use super::{Connection, ConnectionState, Matches, RejectWith, Rule, Target};
 use crate::netfilter::statistic::{Probability, Statistic};
 use crate::netfilter::{self, Endpoint, PortRange, Ports, Protocol, Table};
 
-/// The word at which a rule stopped making sense to us.
+/// The first word that the parser does not understand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable(pub String);
 
-/// The words of a saved line as `iptables-restore` splits them: at blanks, with
-/// double quotes around what holds some, and a backslash before the next
+/// The words of a saved line, split as `iptables-restore` does: at blanks, with
+/// double quotes around a word that has some, and a backslash before a
 /// character within quotes. It is not the shell's quoting.
 #[must_use]
 pub fn words(line: &str) -> Words<'_> {
@@ -73,10 +73,10 @@ impl Words<'_> {
 }
 
 impl Rule {
-    /// Reads what stands after `-A CHAIN` in a dump of that table.
+    /// Parses the text after `-A CHAIN` in a dump of the table.
     ///
     /// # Errors
-    /// The first word that we do not know, or that makes no sense in its place.
+    /// The first word that is unknown or has no meaning at its place.
     pub fn parse(table: Table, text: &str) -> Result<Self, Unreadable> {
         let mut words = words(text);
         let mut builder = RuleBuilder::default();
@@ -99,7 +99,7 @@ impl Words<'_> {
     }
 }
 
-/// What has been read of a rule.
+/// The parts of a rule that were read so far.
 #[derive(Default)]
 struct RuleBuilder {
     protocol: Option<Protocol>,
@@ -287,7 +287,7 @@ impl Matches {
         }
     }
 
-    /// What stands after `!`.
+    /// Reads the match after `!`.
     fn read_inverted(&mut self, option: &str, words: &mut Words<'_>) -> Result<(), Unreadable> {
         match option {
             "-d" => {
@@ -307,7 +307,7 @@ impl Matches {
         }
     }
 
-    /// What says nothing is left out.
+    /// The matches without those that match everything.
     fn simplest(mut self) -> Self {
         let everything = |network: &IpNet| network.prefix_len() == 0;
         self.source = self.source.filter(|network| !everything(network));
@@ -337,7 +337,7 @@ impl Connection {
     }
 }
 
-/// Sets what must not be there twice.
+/// Sets a value that must not be given twice.
 fn once<T>(option: &str, place: &mut Option<T>, value: T) -> Result<(), Unreadable> {
     match place.replace(value) {
         None => Ok(()),
@@ -396,7 +396,7 @@ fn is_untouched(states: &str) -> Option<()> {
     same_states(states, UNTOUCHED).then_some(())
 }
 
-/// Whether two lists name the same states, in whatever order.
+/// Returns true if two lists name the same states, in any order.
 fn same_states(one: &str, other: &str) -> bool {
     let set = |states| str::split(states, ',').collect::<BTreeSet<_>>();
     set(one) == set(other)

@@ -6,7 +6,7 @@ use super::{Connection, ConnectionState, Matches, Rule, Target};
 use crate::netfilter::statistic::Statistic;
 use crate::netfilter::{Protocol, shortest};
 
-/// What stands after `-A CHAIN`: it begins with a blank.
+/// The text after `-A CHAIN`. It begins with a blank.
 impl fmt::Display for Rule {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(matches) = &self.matches {
@@ -28,7 +28,7 @@ impl fmt::Display for Rule {
 }
 
 impl Matches {
-    /// What stands before the protocol.
+    /// The part before the protocol.
     fn addresses(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(network) = self.source {
             write!(out, " -s {network}")?;
@@ -62,7 +62,7 @@ impl Matches {
         }
     }
 
-    /// What stands after it.
+    /// The part after the ports.
     fn rest(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.to_local {
             out.write_str(" -m addrtype --dst-type LOCAL")?;

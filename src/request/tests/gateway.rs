@@ -1,4 +1,4 @@
-//! What surrounds the chain, empty pools, and names.
+//! Tests of the gateway around the chain, of empty pools, and of names.
 
 use super::*;
 

@@ -226,12 +226,12 @@ fn every_error_names_the_attribute_the_item_and_the_way_out() {
             "destination_port[0]: `0` is not between 1 and 65535",
         ),
         (
-            json!({"destination_port": [80, "http"]}),
-            "destination_port[1]: `http` is neither a port, 1 to 65535, nor a range a:b of ports, ascending",
+            json!({"destination_port": [80, "htttp"]}),
+            "destination_port[1]: `htttp` is neither a port, 1 to 65535, nor a range a:b of ports, ascending, nor a service in /etc/services",
         ),
         (
             json!({"destination_port": "9:1"}),
-            "destination_port[0]: `9:1` is neither a port, 1 to 65535, nor a range a:b of ports, ascending",
+            "destination_port[0]: `9:1` is neither a port, 1 to 65535, nor a range a:b of ports, ascending, nor a service in /etc/services",
         ),
         (
             json!({"destination_port": []}),
@@ -346,7 +346,7 @@ fn every_error_names_the_attribute_the_item_and_the_way_out() {
     );
 }
 
-/// Whatever a request holds, the lines of the transaction are ours alone.
+/// The lines of a transaction are ours alone, for any request.
 #[test]
 fn no_string_of_a_request_becomes_a_rule_an_option_or_a_line() {
     let hostile = [
@@ -396,4 +396,121 @@ fn the_attributes_are_those_of_the_contract() {
     let contract = "backends chain destination destination_port disconnect forward in_interface ip_forward jump layout \
          local_traffic masquerade mode name out_interface persist protocol snat_address source state variant wait when_empty";
     assert_eq!(names, contract.split_whitespace().collect::<Vec<_>>());
+}
+
+/// The words of other programs lead to ours.
+#[test]
+fn familiar_words_of_other_programs_lead_to_the_way_out() {
+    let refused = |more: Value, message: &str| {
+        let mut object = json!({"name": "W", "destination_port": 80, "backends": "192.0.2.1"});
+        object
+            .as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let error = Request::from_json(object.as_object().unwrap().clone()).unwrap_err();
+        assert_eq!(error.to_string(), message);
+    };
+    refused(
+        json!({"port": 80}),
+        "port: there is no such attribute; it is called `destination_port` here",
+    );
+    refused(
+        json!({"servers": []}),
+        "servers: there is no such attribute; it is called `backends` here",
+    );
+    refused(
+        json!({"backends": [{"host": "192.0.2.1", "address": "192.0.2.1"}]}),
+        "backends[0].host: there is no such attribute; it is called `address` here",
+    );
+    for word in ["round-robin", "roundrobin", "rr", "WRR", "round robin"] {
+        refused(
+            json!({"mode": word}),
+            &format!(
+                "mode: `{word}` is not one of: nth, random; round robin, with weights, is `nth`"
+            ),
+        );
+    }
+    refused(
+        json!({"mode": "source"}),
+        "mode: `source` is not one of: nth, random; a client is not kept with a backend; the nearest is `random`",
+    );
+    refused(
+        json!({"mode": "least_conn"}),
+        "mode: `least_conn` is not one of: nth, random; iptables does not count a backend's connections; the nearest is `nth`",
+    );
+    refused(
+        json!({"backends": ["http://192.0.2.1"]}),
+        "backends[0]: `http://192.0.2.1` is a URL; a backend is HOST[:PORT]",
+    );
+    refused(
+        json!({"backends": [{"address": "tcp://192.0.2.1"}]}),
+        "backends[0].address: `tcp://192.0.2.1` is a URL; give its host here, and its port as `port`",
+    );
+    let whole = "the same proportions in whole weights are";
+    refused(
+        json!({"backends": ["192.0.2.1 weight=0.5", "192.0.2.2"]}),
+        &format!("backends[0].weight: `0.5` is not a whole number; {whole} 1, 2"),
+    );
+    refused(
+        json!({"backends": [{"address": "192.0.2.1", "weight": 0.25}, {"address": "192.0.2.2", "weight": "1.5"}, "192.0.2.3 weight=0"]}),
+        &format!(
+            "backends[0].weight: `0.25` is not a whole number; {whole} 1, 6, 0; backends[1].weight: `1.5` is not a whole number"
+        ),
+    );
+    refused(
+        json!({"backends": ["192.0.2.1 weight=1e3"]}),
+        "backends[0].weight: `1e3` is not a whole number",
+    );
+}
+
+#[test]
+fn several_mistakes_are_named_at_once_up_to_five() {
+    let error = |request: Value| {
+        let object = request.as_object().unwrap().clone();
+        Request::from_json(object).unwrap_err().to_string()
+    };
+    assert_eq!(
+        error(
+            json!({"name": "W", "prot": "tcp", "mode": "fair", "destination_port": [80, 0, "x"], "backends": ["192.0.2.300", "192.0.2.1:0 weight=-1"]})
+        ),
+        "prot: there is no such attribute; the nearest is `protocol`; \
+         backends[0].address: `192.0.2.300` is neither an IP address nor a hostname; \
+         backends[1].weight: `-1` is not between 0 and 2147483647; mode: `fair` is not one of: nth, random; \
+         destination_port[1]: `0` is not between 1 and 65535; and 1 more"
+    );
+    assert_eq!(
+        error(json!({"state": "present"})),
+        "name: is missing; it names the chain; backends: is missing; it lists the servers; \
+         destination_port: is missing; it says what is balanced, and \"0:65535\" is every port"
+    );
+    let many: Vec<String> = (0..9).map(|n| format!("192.0.2.{n}:0")).collect();
+    let message = error(json!({"name": "W", "destination_port": 80, "backends": many}));
+    assert_eq!(message.matches("backends[").count(), 5, "{message}");
+    assert!(message.ends_with("; and 4 more"), "{message}");
+}
+
+/// `fd00::1:80` is an address without a port.
+#[test]
+fn an_ipv6_address_that_ends_like_a_port_is_warned_of() {
+    let warnings = |backends: Value| {
+        let object = json!({"name": "W", "destination_port": 80, "backends": backends});
+        let request = Request::from_json(object.as_object().unwrap().clone()).unwrap();
+        request.warnings
+    };
+    assert_eq!(
+        warnings(json!(["[fd00::2]:80", "fd00::1:80 weight=2"])),
+        [
+            "backends[1]: `fd00::1:80` is an address without a port; if 80 is meant as its port, write `[fd00::1]:80`"
+        ]
+    );
+    for fine in [
+        json!(["fd00::1:80", "fd00::2"]),
+        json!(["[fd00::1:80]", "[fd00::2]:80"]),
+        json!(["fd00::80", "[fd00::2]:80"]),
+        json!(["fd00::1:ab", "[fd00::2]:80"]),
+        json!(["2001:db8:0:0:0:0:1:80", "[fd00::2]:80"]),
+        json!([{"address": "fd00::1:80", "port": 80}]),
+    ] {
+        assert_eq!(warnings(fine.clone()), [""; 0], "{fine}");
+    }
 }

@@ -1,6 +1,6 @@
-//! The shapes of a request, as they are documented: JSON Schema, Ansible's
-//! documentation and the reference are made from the comments here. What is
-//! *true* of a request is decided in the parent module.
+//! The attributes of a request as they arrive. JSON Schema, Ansible's
+//! documentation and the reference are made from the comments here. The parent
+//! module decides which values are valid.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -13,14 +13,16 @@ use crate::netfilter::Variant;
 #[serde(deny_unknown_fields)]
 #[schemars(title = "iptables_balance request")]
 pub(crate) struct RequestAttributes {
-    /// The balancer's chain, 1 to 20 of `A-Z a-z 0-9 _ . -`. It owns the chains NAME and NAME/...,
-    /// in every table, and the rules elsewhere that lead into them. Nothing else on the host is its own.
-    /// `chain` is another spelling; in CFEngine it is the promiser.
+    /// The name of the balancer and of its chain, 1 to 20 of `A-Z a-z 0-9 _ .
+    /// -`. The balancer owns the chains NAME and NAME/..., in every table, and
+    /// the rules in other chains that jump to them. It changes nothing else on
+    /// the host. Alias: `chain`. In CFEngine the name is the promiser.
     #[serde(alias = "chain")]
     #[schemars(with = "String", regex(pattern = r"^[A-Za-z0-9_.][A-Za-z0-9_.-]{0,19}$"), extend("aliases" = ["chain"]))]
     pub name: Option<Value>,
 
-    /// Whether there is such a balancer. `absent` needs the name alone and removes all that it owns.
+    /// Set up the balancer, or remove it. `absent` needs the name alone and
+    /// removes everything that the balancer owns.
     #[schemars(with = "Option<DesiredState>", extend("default" = "present"))]
     pub state: Option<Value>,
 
@@ -28,9 +30,10 @@ pub(crate) struct RequestAttributes {
     #[schemars(with = "Option<Mode>", extend("default" = "nth"))]
     pub mode: Option<Value>,
 
-    /// The servers: each an object, or a string `HOST[:PORT] [weight=N]` (IPv6: `[fd00::1]:5308`).
-    /// IPv4 and IPv6 may be mixed; each family's connections go to its own backends.
-    /// An empty list is an empty pool, see `when_empty`. Required unless state is absent.
+    /// The backends: each an object, or a string `HOST[:PORT] [weight=N]`
+    /// (IPv6: `[fd00::1]:5308`). IPv4 and IPv6 may be mixed; connections of
+    /// each family go to the backends of that family. An empty list is an empty
+    /// pool, see `when_empty`. Required unless `state` is `absent`.
     #[schemars(with = "Option<Vec<BackendForm>>")]
     pub backends: Option<Value>,
 
@@ -38,20 +41,24 @@ pub(crate) struct RequestAttributes {
     #[schemars(with = "Option<crate::netfilter::Protocol>", extend("default" = "tcp"))]
     pub protocol: Option<Value>,
 
-    /// What is balanced: a port, a range `"a:b"`, or a list of up to 15 of these.
-    /// Required unless state is absent; `"0:65535"` is every port.
+    /// The ports that are balanced: a port, a range `"a:b"`, the name of a
+    /// service, or a list of up to 15 of these. Required unless `state` is
+    /// `absent`; `"0:65535"` is every port.
     #[schemars(with = "Option<OneOrList<PortForm>>")]
     pub destination_port: Option<Value>,
 
-    /// Only what is addressed to it: an address or network, a list of them, or `local` for any address of this host.
+    /// Balance only connections to this address or network, to a list of them,
+    /// or with `local` to any address of this host.
     #[schemars(with = "Option<OneOrList<String>>")]
     pub destination: Option<Value>,
 
-    /// Only what comes from it: an address or network, or a list of them.
+    /// Balance only connections from this address or network, or from a list of
+    /// them.
     #[schemars(with = "Option<OneOrList<String>>")]
     pub source: Option<Value>,
 
-    /// Only what comes in there: an interface's name, of which a trailing `+` stands for any ending.
+    /// Balance only connections that arrive on this interface. A trailing `+`
+    /// stands for any ending of the name.
     #[schemars(with = "Option<String>")]
     pub in_interface: Option<Value>,
 
@@ -59,7 +66,8 @@ pub(crate) struct RequestAttributes {
     #[schemars(with = "Option<Layout>", extend("default" = "auto"))]
     pub layout: Option<Value>,
 
-    /// Where the rule that jumps to the chain goes in PREROUTING when it is new. Where it already is, it stays.
+    /// The position in PREROUTING of a new rule that jumps to the chain. A rule
+    /// that exists already stays where it is.
     #[schemars(with = "Option<Jump>", extend("default" = "append"))]
     pub jump: Option<Value>,
 
@@ -67,8 +75,9 @@ pub(crate) struct RequestAttributes {
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub local_traffic: Option<Value>,
 
-    /// So that replies come back through this host: for the balanced connections alone (`balanced`, or true),
-    /// or for all that leaves `out_interface` (`all`).
+    /// Rewrite source addresses, so that replies come back through this host:
+    /// `balanced` (or true) for the balanced connections, `all` for everything
+    /// that leaves `out_interface`.
     #[schemars(with = "Option<MasqueradeForm>", extend("default" = "no"))]
     pub masquerade: Option<Value>,
 
@@ -76,7 +85,8 @@ pub(crate) struct RequestAttributes {
     #[schemars(with = "Option<OneOrList<std::net::IpAddr>>")]
     pub snat_address: Option<Value>,
 
-    /// Restricts `masquerade` to what leaves by this interface; required with `all`.
+    /// Restrict `masquerade` to packets that leave by this interface; required
+    /// with `all`.
     #[schemars(with = "Option<String>")]
     pub out_interface: Option<Value>,
 
@@ -89,13 +99,15 @@ pub(crate) struct RequestAttributes {
     #[schemars(with = "Option<bool>", extend("default" = false))]
     pub ip_forward: Option<Value>,
 
-    /// What new connections get when no backend has a weight: a refusal at once (a TCP reset; ICMP for the other protocols),
-    /// no answer, or what they would get without a balancer.
+    /// The answer to new connections when no backend has a weight: a refusal at
+    /// once (a TCP reset; ICMP for the other protocols), no answer, or the way
+    /// that they would take without a balancer.
     #[schemars(with = "Option<WhenEmpty>", extend("default" = "reject"))]
     pub when_empty: Option<Value>,
 
-    /// Whether connections to a backend that went away are ended, in the kernel's record of connections:
-    /// UDP's alone, so that clients move on at once, every protocol's, or none.
+    /// End the connections to a backend that was removed, by deleting their
+    /// conntrack entries: only UDP, so that clients move to another backend at
+    /// once; every protocol; or none.
     #[schemars(with = "Option<Disconnect>", extend("default" = "udp"))]
     pub disconnect: Option<Value>,
 
@@ -104,16 +116,18 @@ pub(crate) struct RequestAttributes {
     #[schemars(with = "Option<PersistForm>", extend("default" = false))]
     pub persist: Option<Value>,
 
-    /// Which iptables; `auto` is what the host's `iptables-save` is.
+    /// The iptables variant; `auto` is the variant of the host's
+    /// `iptables-save`.
     #[schemars(with = "Option<VariantChoice>", extend("default" = "auto"))]
     pub variant: Option<Value>,
 
-    /// How long to wait for locks held by others, in seconds; 0 is taken as the least that iptables can be told, which is 1.
+    /// Seconds to wait for locks that other programs hold; 0 counts as
+    /// 1, the least that iptables accepts.
     #[schemars(with = "Option<u32>", range(max = 3600), extend("default" = 10))]
     pub wait: Option<Value>,
 }
 
-/// One server.
+/// A backend.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "Backend")]
@@ -127,7 +141,8 @@ pub(crate) struct BackendAttributes {
     #[schemars(with = "Option<u16>", range(min = 1))]
     pub port: Option<Value>,
 
-    /// Its part of the connections, 0 to 2147483647; 0 takes no new connections and keeps the old ones.
+    /// Its weight, 0 to 2147483647. A backend of weight 0 gets no new
+    /// connections and keeps the old ones.
     #[schemars(with = "Option<u32>", range(max = 2_147_483_647), extend("default" = 1))]
     pub weight: Option<Value>,
 }
@@ -204,7 +219,7 @@ macro_rules! words {
 }
 
 words!(
-    /// Whether there is to be a balancer.
+    /// The desired state.
     #[schemars(rename = "State")]
     DesiredState {
         /// There is one, as described.
@@ -215,7 +230,7 @@ words!(
     }
 );
 words!(
-    /// How a backend is chosen for a connection.
+    /// The choice of a backend for a connection.
     Mode {
         /// In turn: exact weighted round robin.
         #[default]
@@ -225,7 +240,7 @@ words!(
     }
 );
 words!(
-    /// How the rules are arranged.
+    /// The arrangement of the rules.
     Layout {
         /// Whichever visits the fewest rules.
         #[default]
@@ -237,7 +252,7 @@ words!(
     }
 );
 words!(
-    /// Where a new jump goes.
+    /// The position of a new jump rule.
     Jump {
         /// At the end of PREROUTING.
         #[default]
@@ -247,20 +262,21 @@ words!(
     }
 );
 words!(
-    /// Whose source address is rewritten.
+    /// The connections whose source address is rewritten.
     Masquerade {
-        /// Nobody's.
+        /// None.
         #[default]
         No = "no",
-        /// That of the balanced connections.
+        /// The balanced connections.
         Balanced = "balanced",
-        /// That of all that leaves `out_interface`.
+        /// Everything that leaves `out_interface`.
         All = "all",
     }
 );
 words!(
-    /// What new connections get when no backend has a weight: a refusal at once (a TCP reset; ICMP for the other protocols),
-    /// no answer, or what they would get without a balancer.
+    /// The answer to new connections when no backend has a weight: a refusal at
+    /// once (a TCP reset; ICMP for the other protocols), no answer, or the way
+    /// that they would take without a balancer.
     WhenEmpty {
         /// Refused at once.
         #[default]
@@ -272,21 +288,21 @@ words!(
     }
 );
 words!(
-    /// Whose connections are ended when a backend goes away.
+    /// The protocols whose connections are ended when a backend is removed.
     Disconnect {
-        /// UDP's, whose clients would otherwise stay.
+        /// UDP, whose clients would otherwise stay with the removed backend.
         #[default]
         Udp = "udp",
         /// Every protocol's.
         Always = "always",
-        /// Nobody's.
+        /// None.
         Never = "never",
     }
 );
 words!(
-    /// Which iptables is asked for.
+    /// The requested variant.
     VariantChoice {
-        /// What the host's `iptables-save` is.
+        /// The variant of the host's `iptables-save`.
         #[default]
         Auto = "auto",
         /// `iptables-nft`
@@ -297,7 +313,7 @@ words!(
 );
 
 impl VariantChoice {
-    /// The variant that is asked for by name.
+    /// The variant, if one is requested by name.
     #[must_use]
     pub fn required(self) -> Option<Variant> {
         match self {
