@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stays_where_it_came_to_is_told() {
+    fn a_backend_that_is_the_balanced_address_is_warned_of() {
         for (more, shown) in [
             (
                 json!({"backends": "192.0.2.254"}),

@@ -7,8 +7,8 @@ use std::hash::Hash;
 ///
 /// This is the algorithm of Hunt and Szymanski (1977). Every old item is paired
 /// with its equals among the new ones, from the last to the first; `ends[n]` is
-/// the pair with the earliest new position at which a common subsequence of `n
-/// + 1` pairs can end. Time and space are proportional to the number of such
+/// the pair with the earliest new position at which a common subsequence
+/// of `n + 1` pairs can end. Time and space are proportional to the number of such
 /// pairs. Rules nearly always differ from each other, so there are no more
 /// pairs than rules.
 ///

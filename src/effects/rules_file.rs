@@ -281,7 +281,7 @@ mod tests {
         *nat\n:PREROUTING ACCEPT [7:420]\n:DOCKER - [0:0]\n[3:4] -A PREROUTING -j DOCKER\n[0:0] -A DOCKER -j RETURN\nCOMMIT\n# end";
 
     #[test]
-    fn what_comes_and_goes_leaves_the_rest_to_the_byte() {
+    fn edits_keep_every_foreign_line_to_the_byte() {
         let with = saved(
             OTHERS,
             json!({"name": "W", "destination_port": 80, "backends": "192.0.2.1,192.0.2.2"}),
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_person_wrote_is_edited_so_that_it_loads() {
+    fn a_hand_written_file_is_edited_so_that_it_loads() {
         let request =
             |port: u16| json!({"name": "W", "destination_port": port, "backends": "192.0.2.1"});
         let late = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j MINE\n:MINE - [0:0]\n-A MINE -j RETURN\nCOMMIT\n";

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_loads_rules_it_says_what_to_install() {
+    fn without_a_boot_loader_the_error_names_the_package() {
         let error = found(&[]).unwrap_err().to_string();
         assert!(error.contains("install `iptables-persistent`"), "{error}");
         assert!(

@@ -370,7 +370,7 @@ COMMIT
     }
 
     #[test]
-    fn only_ours_is_kept_with_counters_and_places() {
+    fn a_ruleset_keeps_only_owned_rules_with_counters_and_positions() {
         let ruleset = read(DUMP).unwrap();
         let owned = ruleset.owned(Table::Nat);
         assert_eq!(owned.chains.keys().collect::<Vec<_>>(), ["CF", "CF/0"]);
@@ -449,7 +449,7 @@ COMMIT
     }
 
     #[test]
-    fn what_is_not_text_is_kept_to_the_byte() {
+    fn invalid_utf8_is_kept_to_the_byte() {
         let mut dump =
             b"*nat\n:CF - [0:0]\n-A CF -m comment --comment \"\xff\" -j RETURN\nCOMMIT\n".to_vec();
         let ruleset = Ruleset::read(&dump, &Name::new("CF").unwrap()).unwrap();

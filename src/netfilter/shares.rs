@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_of_what_follows_a_rule_that_we_cannot_read() {
+    fn shares_end_at_an_unreadable_rule() {
         assert_eq!(
             shares_of(&[
                 "W -m mark --mark 0x1 -j DROP",

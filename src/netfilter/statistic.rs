@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_fraction_is_not_read() {
+    fn only_decimal_fractions_are_parsed() {
         for bad in [
             "",
             ".",

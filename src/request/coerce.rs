@@ -579,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_named() {
+    fn a_malformed_list_is_an_error() {
         assert!(message(list(&at(json!("[{\"a\": 1}")))).contains("is not JSON"));
         assert!(message(list(&at(json!({"a": 1})))).contains("the key `a`"));
         assert_eq!(message(list(&at(json!("a,,b")))), "it[1]: is empty");
@@ -590,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_of_a_value_is_short_and_on_one_line() {
+    fn values_in_errors_are_short_and_on_one_line() {
         assert_eq!(shown(&json!("a\n\"b\"\u{1b}")), "`a\\n\"b\"\\u{1b}`");
         assert_eq!(shown(&json!("x".repeat(100))).len(), 65);
         assert_eq!(

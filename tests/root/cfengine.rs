@@ -1,4 +1,5 @@
-//! The real cf-agent, and a strict stand-in for what it cannot be made to send.
+//! The real cf-agent, and a strict stand-in for messages that it cannot be made
+//! to send.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -50,8 +51,8 @@ fn example(namespace: &Namespace, name: &str) -> PathBuf {
     )
 }
 
-/// Runs the agent without its locks; what it says, each line without its
-/// prefix of blanks. It must never find a bug in the module.
+/// Runs the agent without its locks; returns its messages, without indentation.
+/// It must never report a bug in the module.
 pub fn agent(namespace: &Namespace, policy: &Path, options: &[&str]) -> Vec<String> {
     let work = work_directory(namespace);
     let arguments = [
@@ -458,7 +459,8 @@ impl StandIn {
     }
 }
 
-/// What cf-agent checks, and what makes it abort.
+/// Checks a reply as strictly as cf-agent, and for the replies that make it
+/// abort.
 fn lawful(reply: &Value, request: &[u8]) {
     let context = format!(
         "{reply} to {}",
@@ -575,7 +577,7 @@ fn one_process_serves_many_promises_and_none_leaks_into_the_next() {
 }
 
 #[test]
-fn whatever_comes_in_gets_exactly_one_reply() {
+fn every_message_gets_exactly_one_reply() {
     let namespace = Namespace::new("f");
     let mut agent = StandIn::greeted(&namespace);
     let long = "x".repeat(1_000_000);
@@ -687,7 +689,7 @@ fn the_end_of_the_input_and_a_closed_output_end_it_quietly() {
     );
 }
 
-/// Verbose messages only for who asked for them; all others always.
+/// Verbose messages go only to an agent that asked for them.
 #[test]
 fn log_levels() {
     let namespace = Namespace::new("f");

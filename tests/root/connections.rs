@@ -1,4 +1,5 @@
-//! Real connections through a real gateway: who gets them, and in what order.
+//! Real connections through a real gateway: the backend of each, and their
+//! order.
 
 use std::collections::BTreeMap;
 
@@ -178,11 +179,11 @@ for port in range(4000, 4004):
     raw.sendto(request(~((total & 0xFFFF) + (total >> 16)) & 0xFFFF), ("10.8.0.1", 0))
 "#;
 
-/// Not every kernel tracks all that it can balance: Linux 6.18 no longer tracks
-/// DCCP. The kernel itself says here whether it does: only the first packet of a
-/// connection comes through the nat table.
+/// The kernel itself tells here if it tracks a protocol (Linux 6.18 no longer
+/// tracks DCCP): only the first packet of a connection comes through the nat
+/// table.
 #[test]
-fn what_the_kernel_does_not_track_is_warned_of() {
+fn an_untracked_protocol_is_warned_of() {
     for variant in VARIANTS {
         let lab = Lab::new();
         let request = |protocol: &str| {
@@ -212,7 +213,7 @@ fn what_the_kernel_does_not_track_is_warned_of() {
 }
 
 #[test]
-fn only_what_is_named_is_balanced() {
+fn matches_limit_the_balanced_traffic() {
     for variant in VARIANTS {
         let mut lab = Lab::new();
         lab.servers.serve(
@@ -269,8 +270,8 @@ fn only_what_is_named_is_balanced() {
     }
 }
 
-/// Shares must be right whatever way a connection came in: rules that lead
-/// into the chain share its turns.
+/// Jump rules share the turns of the chain: shares are right whatever way a
+/// connection came in.
 #[test]
 fn all_ways_into_the_chain_share_its_turns() {
     for variant in VARIANTS {

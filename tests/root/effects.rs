@@ -1,5 +1,4 @@
-//! What it does besides: which processes it starts, and what is left when
-//! something fails.
+//! The processes that a run starts, and the state that a failure leaves.
 
 use std::fs;
 
@@ -153,7 +152,7 @@ fn when_the_second_family_fails_the_first_is_put_back() {
 }
 
 #[test]
-fn what_iptables_refuses_is_quoted() {
+fn a_refused_line_is_quoted() {
     let namespace = Namespace::new("q");
     let mut request = hubs("legacy", "10.9.0.1");
     request["destination_port"] = json!(80);
@@ -257,9 +256,9 @@ fn without_the_right_it_says_so_and_changes_nothing() {
     }
 }
 
-/// What others write right after us is mended, and that is told too.
+/// Rules that others write right after a run are corrected, and reported too.
 #[test]
-fn all_is_told_that_was_done_in_several_attempts() {
+fn the_report_merges_all_attempts() {
     let namespace = Namespace::new("o");
     let script = format!(
         "#!/bin/sh\n/usr/sbin/iptables-restore \"$@\" || exit\n\

@@ -1,6 +1,6 @@
-//! Every single system call that matters made to fail, or to say that it did
-//! what it did not, on real iptables: the host is as before or as asked for, and
-//! the result says which.
+//! Each system call that matters fails, or reports a success that it did not
+//! have, on real iptables. The host is then as before or as requested, and the
+//! result tells which.
 
 use std::fs;
 use std::process::Output;
@@ -19,7 +19,7 @@ rm -f \"$3\" \"$3\"6 /etc/sysctl.d/zz-iptables_balance.conf
 conntrack -L 2>/dev/null | grep -q sport=4000 && exit
 conntrack -I -p udp -s 10.8.0.2 -d 10.8.0.1 --sport 4000 --dport 5308 --dst-nat 10.9.0.1 -t 600 2>/dev/null >&2";
 
-/// All that the request changes.
+/// The state that the request changes.
 const STATE: &str = "
 iptables-$1-save -c | grep W
 ip6tables-$1-save -c | grep W
@@ -79,14 +79,14 @@ impl Host {
         })
     }
 
-    /// Under strace, which follows the main thread alone: it does all that is
-    /// written.
+    /// Runs the program under strace, which follows the main thread alone: it
+    /// writes everything.
     fn traced(&self, options: &[&str]) -> Output {
         let strace = [&["strace", "-o", "/dev/null"], options, &[PROGRAM]].concat();
         self.namespace.feed(&strace, &self.request().to_string())
     }
 
-    /// How often the program makes a call.
+    /// The number of times that the program makes a call.
     fn count(&self, call: &str) -> usize {
         let log = self.namespace.scratch().join("calls");
         let trace = format!("trace={call}");
@@ -98,10 +98,10 @@ impl Host {
         text.lines().filter(|line| line.starts_with(call)).count()
     }
 
-    /// Runs the program with a fault, and sees that it told the truth.
+    /// Runs the program with a fault, and checks that its report is true.
     fn spoil(&self, options: &[&str]) {
         let output = self.traced(options);
-        // What was said to be renamed is still there under its first name.
+        // The rename was only reported: the temporary file is still there.
         if options
             .last()
             .is_some_and(|fault| fault.contains("renameat:retval=0"))
@@ -120,7 +120,8 @@ impl Host {
         let what = format!("{} {options:?}: {}", self.variant, shown(&output));
         match serde_json::from_slice::<Value>(&output.stdout) {
             Ok(result) if result["failed"] == json!(false) => {
-                // Where connections cannot be listed, it says that they stay.
+                // Connections that cannot be listed stay, and the warning says
+                // so.
                 let stay = result["warnings"]
                     .to_string()
                     .contains("cannot be ended here");
@@ -132,7 +133,7 @@ impl Host {
                 let message = result["msg"].as_str().unwrap();
                 let says = ["the host is as before", "nothing was changed"];
                 assert!(says.iter().any(|said| message.ends_with(said)), "{what}");
-                // That a connection has ended cannot be undone.
+                // The end of a connection cannot be rolled back.
                 let mut before = vec![self.before.clone()];
                 if message.contains("but for connections that have ended already") {
                     before.push(self.before.trim_end_matches("1\n").to_owned() + "0\n");
@@ -140,7 +141,7 @@ impl Host {
                 assert!(before.contains(&now), "{what}\n{now}");
                 assert_eq!(result["changed"], json!(false), "{what}");
             }
-            // It could not start, or nobody heard it.
+            // The program could not start, or its reply was lost.
             Err(_) => {
                 assert!(
                     output.stdout.is_empty() && !output.status.success(),
@@ -204,14 +205,14 @@ impl Host {
 }
 
 #[test]
-fn whatever_goes_wrong_the_host_is_as_before_or_as_asked_for() {
+fn a_failing_system_call_leaves_the_host_as_before_or_as_asked_for() {
     const EACH: [(&str, &str); 4] = [
         ("flock", "ENOLCK"),
         ("sendto", "EPERM"),
         ("recvfrom", "ENOBUFS"),
         ("pipe2", "EMFILE"),
     ];
-    // What fails, or only says that it was done.
+    // Calls on files that fail, or only report success.
     const ON_FILES: [(&str, &str); 9] = [
         ("openat", "error=EMFILE"),
         ("write", "error=ENOSPC"),
@@ -281,8 +282,8 @@ fn a_process_that_cannot_be_started_leaves_the_host_as_before_or_as_asked_for() 
     });
 }
 
-/// Where no process can be started any more after the first write, the message
-/// says that the rollback failed, and the next run mends it.
+/// No process can be started any more after the first write: the message says
+/// that the rollback failed, and the next run completes the change.
 #[test]
 fn a_rollback_that_cannot_start_a_process_says_so() {
     for variant in VARIANTS {

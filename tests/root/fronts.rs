@@ -1,5 +1,5 @@
-//! The same life of a pool, told by a playbook and by a policy: names that move
-//! on, connections that end, clients that are refused, files for the next boot.
+//! One life of a pool by a playbook and by a policy: names that change,
+//! connections that end, clients that are refused, files for the next boot.
 
 use std::fs;
 use std::path::Path;
@@ -9,15 +9,14 @@ use serde_json::{Value, json};
 use crate::lab::{Namespace, VARIANTS};
 use crate::{ansible, cfengine, gateway};
 
-/// Who asks for it.
+/// The frontend that is used.
 #[derive(Clone, Copy, Debug)]
 enum Front {
     Playbook,
     Policy,
 }
 
-/// What came of it: whether something was changed, or why it failed, and all
-/// that was said.
+/// The result of a run: changed or failed, and all messages.
 struct Told {
     outcome: Result<bool, ()>,
     said: String,
@@ -63,7 +62,8 @@ impl Front {
         }
     }
 
-    /// Asks twice: the second time there is nothing to do. What was said first.
+    /// Runs twice: the second run has nothing to do. Returns the messages of
+    /// the first.
     fn settle(self, namespace: &Namespace, request: &Value) -> String {
         let done = self.ask(namespace, request);
         assert_eq!(done.outcome, Ok(true), "{self:?} {request}\n{}", done.said);

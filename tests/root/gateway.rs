@@ -1,5 +1,5 @@
-//! The gateway around the chain, with real connections: who the servers see,
-//! what is let through, what is refused, who moves on.
+//! The gateway around the chain, with real connections: source addresses,
+//! FORWARD, refusals, and the end of connections.
 
 use std::time::{Duration, Instant};
 
@@ -110,7 +110,7 @@ fn masquerade_is_for_the_balanced_connections_alone() {
 }
 
 #[test]
-fn only_what_leaves_by_the_named_interface_is_masqueraded() {
+fn out_interface_limits_masquerade() {
     for variant in VARIANTS {
         let lab = lab("tcp");
         let (client, gateway) = (&lab.client, &lab.gateway);
@@ -127,7 +127,7 @@ fn only_what_leaves_by_the_named_interface_is_masqueraded() {
 }
 
 #[test]
-fn all_that_leaves_is_masqueraded_to_the_address_given() {
+fn masquerade_all_rewrites_every_packet_that_leaves() {
     for variant in VARIANTS {
         let lab = lab("tcp");
         let (client, gateway) = (&lab.client, &lab.gateway);
@@ -156,7 +156,7 @@ fn all_that_leaves_is_masqueraded_to_the_address_given() {
     }
 }
 
-/// What a firewall has that lets nothing through.
+/// A firewall that accepts nothing.
 fn closed(gateway: &Namespace, variant: &str) {
     for program in ["iptables", "ip6tables"] {
         let text = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:MY-DROP - [0:0]\n:MY-LOG - [0:0]\n\
@@ -252,7 +252,8 @@ fn local_traffic_is_balanced_but_for_loopback() {
     }
 }
 
-/// Where no backend has a weight: what comes at once, and what never.
+/// No backend has a weight: answers that come at once, and answers that never
+/// come.
 #[test]
 fn an_empty_pool_refuses_drops_or_passes() {
     for variant in VARIANTS {
@@ -410,7 +411,7 @@ fn a_drained_backend_keeps_its_connections_until_it_is_gone() {
     }
 }
 
-/// Who was let through stays so, whatever becomes of the list.
+/// An accepted connection stays accepted, whatever happens to the list.
 #[test]
 fn taking_a_backend_off_the_list_cuts_nobody_off() {
     for variant in VARIANTS {
@@ -428,7 +429,7 @@ fn taking_a_backend_off_the_list_cuts_nobody_off() {
 }
 
 #[test]
-fn only_the_connections_of_the_gone_backend_end_and_only_if_asked_to() {
+fn disconnect_ends_only_connections_of_the_removed_backend() {
     let lab = lab("udp");
     let gateway = &lab.gateway;
     let with = |backends: &str, disconnect: &str| {

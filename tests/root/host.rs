@@ -1,5 +1,5 @@
-//! What a host has besides its rules: files that are loaded at boot, names,
-//! and what would do harm there.
+//! The state of a host beside its rules: files that are loaded at boot, names,
+//! and requests that would do harm.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -40,7 +40,7 @@ fn reboot(gateway: &Namespace, variant: &str, files: [&PathBuf; 2]) {
 }
 
 #[test]
-fn what_is_saved_is_there_after_a_reboot() {
+fn saved_rules_survive_a_reboot() {
     for variant in VARIANTS {
         let mut lab = Lab::new();
         lab.servers.serve(
@@ -296,10 +296,10 @@ fn names_are_resolved_at_each_run() {
     assert_eq!(host.dump("nft"), before);
 }
 
-/// The host is read meanwhile, but a mistake in the request is what the user can
-/// mend. It does not wait for what is read, and leaves nothing running.
+/// An error in the request comes before an error of the host. It does not wait
+/// for the dump, and leaves no process.
 #[test]
-fn what_is_wrong_with_the_request_is_said_first() {
+fn errors_in_the_request_come_first() {
     let host = Namespace::new("h");
     let said = |script: &str, backend: &str| {
         let request =

@@ -119,7 +119,7 @@ fn a_rule_number_never_hits_a_foreign_rule() {
 
 /// Whoever holds the lock of xtables is waited for, and the rest is rolled back.
 #[test]
-fn where_such_a_jump_cannot_be_deleted_the_host_is_as_before() {
+fn a_jump_that_cannot_be_deleted_leaves_the_host_as_before() {
     let namespace = crowded("legacy");
     let before = namespace.dump("legacy");
     let lock = namespace.scratch().join("xtables.lock");

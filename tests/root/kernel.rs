@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use crate::lab::{Namespace, PROGRAM, VARIANTS, restore_of_ipv6};
 use crate::model::Model;
 
-/// What others have, in every table that there is: Docker's way of writing,
-/// kube-proxy's, firewalld's, somebody's own, and things that look like ours.
+/// Foreign rules in every table: Docker's, kube-proxy's, firewalld's, hand-made
+/// ones, and some that look like ours.
 const OTHERS: &str = r#"*raw
 -A PREROUTING -d 203.0.113.7/32 -j NOTRACK
 COMMIT
@@ -79,14 +79,14 @@ pub fn crowded(variant: &str) -> Namespace {
     namespace
 }
 
-/// That many backends in a network.
+/// Backends in a network.
 fn many(count: usize, network: &str, rest: &str) -> String {
     let separator = if network.contains(':') { ":" } else { "." };
     let backend = |number| format!("{network}{separator}{number} {rest}");
     (1..=count).map(backend).collect::<Vec<_>>().join(",")
 }
 
-/// The corners of what can be asked.
+/// Corner cases of a request.
 pub fn states(variant: &str) -> Vec<Value> {
     let states = [
         json!({"destination_port": 5308, "backends": "10.9.0.1:5308,10.9.0.2:5308,10.9.0.3:5308,10.9.0.4:5308"}),
@@ -121,7 +121,7 @@ fn is_ours(line: &str) -> bool {
     !quoted && words.any(|word| word == "CFENGINE" || word.starts_with("CFENGINE/"))
 }
 
-/// Ours without counters; the rules that lead in have no order among themselves.
+/// Our rules without counters. The jump rules have no order among themselves.
 pub fn ours(dump: &str) -> (Vec<String>, Vec<String>) {
     let lines = dump.lines().filter(|line| is_ours(line));
     let (mut chain, mut leads): (Vec<_>, Vec<_>) = lines
@@ -192,8 +192,8 @@ fn all_pairs(variant: &str) {
     }
 }
 
-/// What is shown as coming is what is then read, to the letter; only DCCP is
-/// written by number. In chains of others the order is theirs.
+/// Predicted rules are spelled as the dump spells them; only DCCP is written by
+/// number. Foreign chains keep their order.
 fn assert_spelled_as_saved(foretold: &Value, found: &Value, context: &str) {
     let sorted = |text: &Value| {
         let mut lines: Vec<_> = text
@@ -220,7 +220,7 @@ fn with(request: &Value, name: &str, value: Value) -> Value {
 fn the_model_is_like_the_kernel() {
     for variant in VARIANTS {
         let namespace = Namespace::new("m");
-        // So that there is a table to read.
+        // The table has to exist to be read.
         namespace.run(&[&format!("iptables-{variant}"), "-w", "-t", "nat", "-F"]);
         let mut model = Model::new(false);
         let states: Vec<Value> = states(variant)
@@ -332,7 +332,7 @@ fn rules_typed_by_hand_that_mean_the_same_count_as_right() {
     }
 }
 
-/// What drifts is mended, and only that.
+/// Drift is corrected, and nothing else changes.
 #[test]
 fn drift_is_mended_rule_by_rule() {
     for variant in VARIANTS {

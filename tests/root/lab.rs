@@ -29,7 +29,7 @@ pub struct Namespace {
     pub name: String,
     servers: Vec<Child>,
     scratch: tempfile::TempDir,
-    /// What stands in for `/etc` in here.
+    /// The directory that is mounted as `/etc`.
     pub etc: Option<PathBuf>,
     /// A directory of which nothing is seen in here.
     pub hidden: Option<&'static str>,
@@ -54,8 +54,8 @@ impl Namespace {
         namespace
     }
 
-    /// Gives it a copy of `/etc`: what is written there stays in the copy. Of
-    /// what loads rules at boot it has none.
+    /// Gives the namespace a copy of `/etc`, without units that load rules at
+    /// boot.
     pub fn with_etc_of_its_own(mut self) -> Self {
         let etc = self.scratch().join("etc");
         // Without root some files cannot be read; they are not needed.
@@ -112,7 +112,7 @@ impl Namespace {
         command
     }
 
-    /// Runs what must succeed; returns what it printed.
+    /// Runs a command that must succeed; returns its output.
     pub fn run(&self, arguments: &[&str]) -> String {
         let output = self
             .command(arguments)

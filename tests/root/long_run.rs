@@ -53,7 +53,7 @@ impl Dice {
         request
     }
 
-    /// What somebody else does, or to our chains.
+    /// A change by somebody else, to foreign chains or to ours.
     fn foreign(&mut self) -> String {
         let port = 3000 + self.throw(50);
         let rule = format!("-p tcp --dport {port} -j ACCEPT");

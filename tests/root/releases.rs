@@ -163,7 +163,7 @@ fn with_an_old_nft_an_undo_loses_no_counters() {
 /// An old version that calls itself a new one: what it leaves out is noticed,
 /// and done then.
 #[test]
-fn what_a_restore_leaves_out_is_done_then() {
+fn an_omitted_change_is_retried() {
     let namespace = Namespace::new("o");
     let request =
         |backends: &str| json!({"name": "W", "destination_port": 80, "backends": backends});
@@ -314,8 +314,9 @@ fn requests(variant: &str) -> Vec<Value> {
     states.enumerate().map(named).collect()
 }
 
-/// What other releases said after these requests reads as nothing to do.
-/// `RECORD=NAME tests/releases.sh RELEASE releases::dumps` records what one says.
+/// Dumps of other releases after these requests show nothing to do.
+/// `RECORD=NAME tests/releases.sh RELEASE releases::dumps` records those of a
+/// release.
 #[test]
 fn dumps_of_other_releases_read_as_nothing_to_do() {
     let recorded = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/recorded");

@@ -1,5 +1,5 @@
-//! That it can be trusted: under load, killed, beside others, in odd
-//! surroundings, and over a long run.
+//! Trust: under load, killed, beside other programs, in odd surroundings, and
+//! over a long run.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -57,7 +57,7 @@ impl Drop for StopOnDrop<'_> {
     }
 }
 
-/// A client that connects all the time, and what it was answered.
+/// A client that connects all the time, and the answers that it got.
 struct Load {
     client: Child,
     answers: std::path::PathBuf,
@@ -219,7 +219,7 @@ fn killed(variant: &str) {
 }
 
 #[test]
-fn others_that_write_all_the_while_lose_nothing_and_neither_do_we() {
+fn concurrent_writers_lose_no_rule() {
     for variant in VARIANTS {
         let gateway = Namespace::new("g");
         let states = states(variant);
@@ -332,7 +332,7 @@ fn odd_surroundings_make_no_difference() {
 }
 
 #[test]
-fn where_nothing_can_be_written_or_said_it_fails_cleanly() {
+fn a_full_disk_or_closed_output_fails_cleanly() {
     let gateway = Namespace::new("g");
     let small = gateway.scratch().join("small");
     fs::create_dir(&small).unwrap();
@@ -456,7 +456,8 @@ fn a_program_that_hangs_is_ended() {
     });
 }
 
-/// What a killed run has started may still write, so until then nobody else does.
+/// A process of a killed run may still write, so until it ends no other run
+/// does.
 #[test]
 fn the_lock_outlives_a_killed_run_as_long_as_what_it_started() {
     let gateway = Namespace::new("g");

@@ -13,7 +13,7 @@ use iptables_balance::netfilter::{ConntrackEntry, Family, Name, Table, Variant};
 
 use crate::model::Model;
 
-/// What a restore does instead of what it should.
+/// The fault of a restore.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fault {
     /// Refuses.
@@ -24,7 +24,7 @@ pub enum Fault {
     Deny,
     /// Does the first table, and fails at the second.
     Half,
-    /// Does it, and spoils another family's chain besides.
+    /// Does it, and damages a chain of the other family.
     Spoil,
 }
 
@@ -38,11 +38,12 @@ pub struct Fake {
     pub forwarding: Mutex<BTreeSet<Family>>,
     pub files: Mutex<BTreeMap<PathBuf, Vec<u8>>>,
     pub connections: Mutex<Vec<(Family, ConntrackEntry)>>,
-    /// What fails or lies: `forwarding`, `store`, `connections` or `end`.
+    /// The part that fails or lies: `forwarding`, `store`, `connections` or
+    /// `end`.
     pub broken: Option<(&'static str, Broken)>,
 }
 
-/// How something besides the rules is broken.
+/// The way in which a part beside the rules is broken.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Broken {
     /// It says so.
@@ -65,7 +66,7 @@ impl Fake {
         }
     }
 
-    /// Whether it does what it says.
+    /// Returns true if the part works.
     fn works(&self, what: &str) -> Result<bool> {
         match self.broken {
             Some((broken, Broken::Fails)) if broken == what => bail!("{what} is broken"),
@@ -250,7 +251,7 @@ impl Host for Fake {
         self.works("connections")?;
         let connections = self.connections.lock().unwrap();
         let found = connections.iter().enumerate();
-        // As the kernel does it: what no filter matches is not even shown.
+        // As the kernel does it: an entry that matches no filter is not shown.
         let passes = |entry: &ConntrackEntry| {
             filters.iter().any(|filter| {
                 let (address, port) = entry.reply_source;

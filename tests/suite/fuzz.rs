@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::dice::Dice;
 use crate::fuzzed;
 
-/// What stands where others are taken from, so that variations hit upon words.
+/// Words that variations are made of, so that they hit upon meaningful ones.
 const WORDS: [&str; 24] = [
     "\"",
     "\\",

@@ -1,6 +1,6 @@
-//! What must hold for any input at all. `tests/fuzz` runs these under
-//! cargo-fuzz for as long as you like; here each runs on its recorded inputs
-//! and on some thousand variations of them.
+//! Properties that hold for any input at all. `tests/fuzz` runs these under
+//! cargo-fuzz; here each runs on its recorded inputs and on some thousand
+//! variations of them.
 
 use iptables_balance::converge::converge;
 use iptables_balance::converge::outcome::{Outcome, RunMode};
@@ -86,7 +86,7 @@ fn only_our_lines(request: &Request) {
     }
 }
 
-/// A dump is refused, or what is kept of it is read again as the same.
+/// A dump is refused, or its owned rules survive a round trip.
 pub fn dump(input: &[u8]) {
     let name = Name::new("W").unwrap();
     let Ok(read) = Ruleset::read(input, &name) else {
@@ -130,7 +130,7 @@ pub fn session(input: &[u8]) {
 }
 
 /// A request and lines of rules, divided by a line `%`, on a model of iptables:
-/// it converges in one run, the second does nothing, and others' rules stay.
+/// it converges in one run, the second does nothing, and foreign rules stay.
 pub fn host(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let (wanted, rules) = text.split_once("\n%\n").unwrap_or((&text, ""));
@@ -154,7 +154,7 @@ pub fn host(input: &[u8]) {
             .restore("*nat\n:DOCKER - [0:0]\n:W - [0:0]\n:W/old - [0:0]\nCOMMIT\n")
             .unwrap();
         for rule in rules.lines() {
-            // What iptables would refuse is not there.
+            // Lines that iptables would refuse are left out.
             let _ = model.restore(&format!("*nat\n{rule}\nCOMMIT\n"));
             let _ = model.restore(&format!("*filter\n{rule}\nCOMMIT\n"));
         }

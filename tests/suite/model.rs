@@ -18,7 +18,7 @@ pub struct Rule {
     pub counters: (u64, u64),
     /// As saved: options with their values, in iptables' order.
     words: Vec<String>,
-    /// How many packets the nth match has seen.
+    /// The number of packets that the nth match has seen.
     seen: u32,
 }
 
@@ -377,8 +377,8 @@ impl Model {
         text
     }
 
-    /// Where a connection goes; `None` where it is left alone. Statistics by
-    /// chance do not match here.
+    /// The destination of a connection; `None` if no rule rewrites it.
+    /// Statistics by chance do not match here.
     pub fn connect(&mut self, connection: Connection<'_>) -> Option<String> {
         let table = self.tables.get_mut("nat")?;
         traverse(table, "PREROUTING", connection, 0).flatten()
@@ -509,7 +509,7 @@ fn respelled(option: &str, value: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
-/// What the kernel sees only at the end: targets exist.
+/// The check that the kernel makes at the end: targets exist.
 fn check(table: &Table) -> Result<(), String> {
     const TARGETS: [&str; 7] = [
         "ACCEPT",

@@ -1,5 +1,5 @@
 //! Any dump, any request: on the model of iptables it converges in one run,
-//! leaves everything of others as it was, and the second run does nothing.
+//! leaves every foreign rule as it was, and the second run does nothing.
 
 use std::collections::BTreeMap;
 
@@ -58,7 +58,7 @@ fn backends() -> impl Strategy<Value = Vec<Value>> {
     })
 }
 
-/// What surrounds the chain, each in some of its forms.
+/// The gateway around the chain, each part in some of its forms.
 fn gateways() -> impl Strategy<Value = Value> {
     let masquerade = prop::sample::select(vec![
         json!({}),
@@ -116,8 +116,8 @@ fn requests() -> impl Strategy<Value = Value> {
     prop_oneof![9 => present, 1 => Just(json!({"name": "W", "state": "absent"}))]
 }
 
-/// Rules of others, some of which look like ours, and some in our chain that
-/// we did not write.
+/// Foreign rules, some of which look like ours, and hand-made rules in our
+/// chain.
 fn clutter() -> impl Strategy<Value = Vec<&'static str>> {
     prop::collection::vec(
         prop::sample::select(vec![
@@ -229,20 +229,20 @@ proptest! {
         prop_assert!(again.steps.is_empty(), "{:?}", again.steps);
         prop_assert_eq!(*host.restores.lock().unwrap(), restores);
 
-        // The files lose and gain no line of others.
+        // The files lose and gain no foreign line.
         for (path, text) in kept {
             let now = String::from_utf8(host.files.lock().unwrap()[std::path::Path::new(path)].clone()).unwrap();
             prop_assert_eq!(foreign(&now), foreign(&text));
         }
 
-        // What was arranged is what the rules give.
+        // The shares of the arrangement are those of the rules.
         for pool in request(&second).balancer().into_iter().flat_map(|balancer| &balancer.pools) {
             let found = shares::shares_of_chain(again.before.rules[&pool.family].owned(Table::Nat), "W");
             let found: Vec<_> = pool.backends.iter().map(|backend| found.get(&backend.endpoint).copied().unwrap_or(Share::NONE)).collect();
             prop_assert_eq!(pool.arrangement.shares(pool.backends.len()), found);
         }
 
-        // What was foretold is what is found.
+        // The predicted state is the observed one.
         let texts = |state: &iptables_balance::converge::outcome::HostState| {
             let owned = state.rules.values().flat_map(|ruleset| ruleset.tables.values());
             owned.map(|owned| (owned.chains.clone(), owned.jumps.iter().map(|lead| lead.rule.shown()).collect::<Vec<_>>())).map(|(chains, leads)| {
@@ -275,7 +275,7 @@ proptest! {
     /// Each restore in turn refused, not done, done but denied, and spoiled; all
     /// else failing or not done.
     #[test]
-    fn what_fails_is_undone(first in requests(), second in requests(), clutter in clutter(), at in 0..2_usize,
+    fn a_failed_step_is_rolled_back(first in requests(), second in requests(), clutter in clutter(), at in 0..2_usize,
                             fault in prop::sample::select(vec![Fault::Refuse, Fault::Lie, Fault::Deny, Fault::Half, Fault::Spoil]),
                             broken in prop::option::of(prop::sample::select(vec![
                                 ("forwarding", Broken::Fails), ("store", Broken::Fails), ("connections", Broken::Fails),
@@ -314,7 +314,7 @@ proptest! {
 }
 
 #[test]
-fn where_undoing_fails_too_it_says_what_is_left() {
+fn a_failed_rollback_says_what_is_left() {
     let both = |last: u8| json!({"name": "W", "destination_port": 80, "backends": [format!("10.9.0.{last}"), format!("fd09::{last}")]});
     let mut host = Fake::new(Model::new(false), Model::new(true));
     host.faults = vec![(1, Fault::Refuse), (2, Fault::Refuse)];
@@ -331,7 +331,7 @@ fn where_undoing_fails_too_it_says_what_is_left() {
 /// A prefetch is of an earlier moment: before something is written all is read
 /// again.
 #[test]
-fn what_happened_since_the_first_prefetch_is_seen() {
+fn a_change_after_the_prefetch_is_seen() {
     let value = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
     let host = Fake::new(Model::new(false), Model::new(true));
     let wanted = request(&value);
@@ -351,10 +351,10 @@ fn what_happened_since_the_first_prefetch_is_seen() {
     assert_eq!(host.dump(), after);
 }
 
-/// Somebody else writes right after us: what is there then is compared anew, but
-/// not for ever.
+/// Somebody else writes right after us: the diff is computed again, but not
+/// forever.
 #[test]
-fn what_others_spoil_meanwhile_is_mended_a_few_times() {
+fn concurrent_damage_is_repaired_a_few_times() {
     let request = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
     let spoiled = |times: usize| {
         let mut host = Fake::new(Model::new(false), Model::new(true));
@@ -394,7 +394,7 @@ fn what_others_spoil_meanwhile_is_mended_a_few_times() {
 /// The first of two jumps that mean the same stays where it is; rules that are
 /// right keep their counters and their place in the turns.
 #[test]
-fn what_is_right_is_not_touched() {
+fn right_rules_are_not_touched() {
     let mut model = Model::new(false);
     model
         .restore(

@@ -1,5 +1,5 @@
-//! What is written about the program is made from its types, and is fresh.
-//! `UPDATE=1 cargo test` writes it anew.
+//! The documents that are made from the program's types are fresh. `UPDATE=1
+//! cargo test` writes them again.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -161,7 +161,7 @@ fn attribute(schema: &Value, name: &str, property: &Value) -> Attribute {
     }
 }
 
-/// The words of the enum behind a property, with what each means.
+/// The words of the enum behind a property, with their descriptions.
 fn choices(schema: &Value, property: &Value) -> Vec<(String, String)> {
     let referred = |value: &Value| {
         value["$ref"]
@@ -425,7 +425,7 @@ fn the_reference_is_fresh() {
     assert_fresh("module-spec/REFERENCE.md", &text);
 }
 
-/// Every file that the README and the reference lead to is there.
+/// Every file that the documents link to exists.
 #[test]
 fn links_lead_somewhere() {
     let mut seen = BTreeMap::new();

@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_the_meaning_makes_a_difference() {
+    fn rules_with_different_meanings_differ() {
         let rules = [
             "-p tcp -m statistic --mode nth --every 4 --packet 0 -j DNAT --to-destination 192.0.2.1:80",
             "-p tcp -m statistic --mode nth --every 4 --packet 1 -j DNAT --to-destination 192.0.2.1:80",
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn what_we_cannot_read_is_not_guessed_at() {
+    fn unknown_rules_are_unreadable() {
         for text in [
             "",
             "-p tcp",
@@ -559,7 +559,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_spelled_is_read_back() {
+    fn rendered_rules_parse_back() {
         for text in [
             " -s 192.0.2.0/24 -d 10.0.0.0/8 -i eth+ -p tcp -m multiport --dports 80,443,1000:2000 -m addrtype --dst-type LOCAL -j CF",
             " -p udp -m udp --dport 53:54 -g CF/0",

@@ -7,7 +7,7 @@ fn gateway_of(attributes: Value) -> Gateway {
 }
 
 #[test]
-fn what_surrounds_the_chain_is_off_unless_asked_for() {
+fn the_gateway_is_off_by_default() {
     let gateway = gateway_of(json!({}));
     assert_eq!(
         (gateway.local_traffic, gateway.forward, gateway.ip_forward),
@@ -54,7 +54,7 @@ fn persist_is_a_flag_a_path_or_a_path_for_each_family() {
 }
 
 #[test]
-fn what_does_not_fit_together_is_named() {
+fn contradicting_attributes_are_errors() {
     let both = "192.0.2.1,fd00::1";
     for (attributes, expected) in [
         (
