@@ -33,7 +33,7 @@ fi
 
 if [[ -z ${IPTABLES_BALANCE:-} ]]; then
   if ! command -v cargo >/dev/null; then
-    echo "cargo is missing, 1.89 or newer. Install it with rustup (package rustup, then: rustup default stable)" >&2
+    echo "cargo is missing, 1.85 or newer. Install it with rustup (package rustup, then: rustup default stable)" >&2
     exit 1
   fi
   say "Building"

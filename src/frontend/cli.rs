@@ -229,7 +229,7 @@ fn read(file: &OsString) -> Result<Vec<u8>, UsageError> {
         true => io::stdin().lock().read_to_end(&mut text).map(|_| text),
         false => fs::read(file),
     };
-    read.map_err(|error| UsageError(format!("cannot read `{}`: {error}", file.display())))
+    read.map_err(|error| UsageError(format!("cannot read `{}`: {error}", file.to_string_lossy())))
 }
 
 /// The request in a file. The subcommand decides on check mode and diff.

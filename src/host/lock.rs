@@ -2,14 +2,15 @@
 //! the look after it. xtables' own lock only covers each single program.
 
 use std::env;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 
 use super::capabilities;
 
@@ -72,18 +73,19 @@ impl Lock {
         })?;
         let deadline = Instant::now() + wait;
         loop {
-            match file.try_lock() {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {
                     // The lock is held until the last program that was started
                     // has ended, also when this process is killed before.
                     fcntl_setfd(&file, FdFlags::empty())?;
                     return Ok(Some(Self { _file: Some(file) }));
                 }
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
                     thread::sleep(INTERVAL);
                 }
-                Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => {
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(Errno::INTR) => {}
+                Err(error) => {
                     return Err(error).with_context(|| format!("cannot lock `{}`", path.display()));
                 }
             }

@@ -280,7 +280,7 @@ fn read_packet(
             NLMSG_DONE | NLMSG_ERROR => {
                 let code = match u32_at(message, HEADER) {
                     None if kind == NLMSG_DONE => 0,
-                    code => code.ok_or_else(malformed)?.cast_signed(),
+                    code => i32::from_ne_bytes(code.ok_or_else(malformed)?.to_ne_bytes()),
                 };
                 return match code {
                     0 => Ok(Progress::Done),

@@ -8,7 +8,9 @@
 use std::error::Error;
 use std::ffi::OsStr;
 use std::fmt;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,7 +19,7 @@ use anyhow::{Context, Result, anyhow};
 use duct::{Expression, Handle, cmd};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio};
-use rustix::pipe::fcntl_setpipe_size;
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use super::capabilities;
 
@@ -106,9 +108,9 @@ impl Finished {
 pub struct Process {
     program: PathBuf,
     running: Running,
-    input: Option<PipeWriter>,
-    output: Option<PipeReader>,
-    errors: Option<PipeReader>,
+    input: Option<File>,
+    output: Option<File>,
+    errors: Option<File>,
     limit: Duration,
 }
 
@@ -156,9 +158,9 @@ impl Process {
     }
 
     fn start_with_pipes(program: &Path, command: &Expression, limit: Duration) -> io::Result<Self> {
-        let (stdin, input) = io::pipe()?;
-        let (output, stdout) = io::pipe()?;
-        let (errors, stderr) = io::pipe()?;
+        let (stdin, input) = pipe()?;
+        let (output, stdout) = pipe()?;
+        let (errors, stderr) = pipe()?;
         // A smaller pipe is only slower.
         fcntl_setpipe_size(&input, PIPE).ok();
         fcntl_setpipe_size(&output, PIPE).ok();
@@ -173,9 +175,9 @@ impl Process {
         Ok(Self {
             program: program.to_owned(),
             running: Running(handle),
-            input: Some(input),
-            output: Some(output),
-            errors: Some(errors),
+            input: Some(input.into()),
+            output: Some(output.into()),
+            errors: Some(errors.into()),
             limit,
         })
     }
@@ -243,6 +245,12 @@ pub fn drain_all<'a>(
         }
     }
     sessions.into_iter().map(Session::finish).collect()
+}
+
+/// A pipe that no other program inherits: its end for reading, and that for
+/// writing.
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(pipe_with(PipeFlags::CLOEXEC)?)
 }
 
 /// A program whose pipes are being served.
@@ -391,7 +399,7 @@ fn wait_for(sessions: &[Session]) -> io::Result<()> {
 }
 
 /// Reads from a pipe if it has something. A closed one becomes `None`.
-fn read_ready(pipe: &mut Option<PipeReader>, buffer: &mut [u8], take: Sink) {
+fn read_ready(pipe: &mut Option<File>, buffer: &mut [u8], take: Sink) {
     let Some(open) = pipe else {
         return;
     };

@@ -346,7 +346,7 @@ fn divide(count: usize, primes: &[usize], divisors: &mut Vec<usize>) {
         let prime = primes[rest];
         let known = divisors.len();
         let mut power = 1;
-        while rest.is_multiple_of(prime) {
+        while rest % prime == 0 {
             (rest, power) = (rest / prime, power * prime);
             divisors.extend_from_within(..known);
             let from = divisors.len() - known;

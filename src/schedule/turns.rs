@@ -120,7 +120,7 @@ impl Round {
                 rest.keys()
                     .rev()
                     .copied()
-                    .find(|weight| turns.is_multiple_of(*weight))
+                    .find(|weight| turns % *weight == 0)
             };
             let (weight, takes) = match divides(left) {
                 Some(weight) => (weight, weight),
@@ -292,7 +292,7 @@ fn pieces(turns: u64, most: u64) -> Vec<u64> {
     const SMALL: u64 = 4096;
     let small = (1..=SMALL).take_while(|small| small * small <= turns);
     let mut pieces: Vec<u64> = small
-        .filter(|small| turns.is_multiple_of(*small))
+        .filter(|small| turns % *small == 0)
         .flat_map(|small| [small, turns / small])
         .filter(|piece| *piece <= most && u32::try_from(turns / piece).is_ok())
         .collect();
@@ -374,7 +374,7 @@ impl Search {
             }
         }
         different.sort_by_key(|part| std::cmp::Reverse(self.left[*part]));
-        let fits = |takes: u64| turns.is_multiple_of(takes) && u32::try_from(turns / takes).is_ok();
+        let fits = |takes: u64| turns % takes == 0 && u32::try_from(turns / takes).is_ok();
         let whole = different.iter().map(|part| (*part, self.left[*part]));
         let mut choices: Vec<_> = whole.filter(|(_, weight)| fits(*weight)).collect();
         if spare > 0 {
