@@ -101,7 +101,7 @@ impl Disconnects {
             }
             let removed = removed(request, plan, *family, before);
             if removed.iter().any(|backend| backend.jumps.is_empty()) {
-                let problem = "servers are gone, and no rule tells any more which connections to them were the balancer's";
+                let problem = "backends were removed, and no rule tells any more which connections to them were the balancer's";
                 disconnects.warning = Some(format!("{problem}; none was ended"));
             } else if !removed.is_empty() {
                 disconnects.removed.insert(*family, removed);
@@ -144,7 +144,7 @@ impl Disconnects {
 }
 
 fn cannot_end(error: &anyhow::Error) -> String {
-    let problem = "connections to servers that are gone cannot be ended here";
+    let problem = "connections to removed backends cannot be ended here";
     let way_out = "end them with `conntrack -D`, or say `disconnect: never`";
     format!("{problem}: {error:#}; {way_out}")
 }

@@ -178,18 +178,27 @@ impl Host {
         fs::remove_file(log).unwrap();
         self.reset();
         assert!(!text.contains("CLONE_THREAD"), "a thread was started");
-        let main = text.split(' ').next().unwrap();
+        // strace pads short numbers of processes with blanks.
+        let calls = text.lines().filter_map(|line| line.split_once(' '));
+        let calls: Vec<_> = calls
+            .map(|(process, call)| (process, call.trim_start()))
+            .collect();
+        let main = calls[0].0;
         let starts = |name: &str| {
-            let start = format!("{main} {name}(");
-            text.lines().filter(|line| line.starts_with(&start)).count()
-        };
-        let writes = |line: &&str| line.contains("execve(") && line.contains("-restore\"");
-        let before_write = text.lines().take_while(|line| !writes(line));
-        let before_write = before_write.filter(|line| {
-            let call = line.strip_prefix(main).unwrap_or_default().trim_start();
-            ["clone", "fork", "vfork"]
+            let start = format!("{name}(");
+            let made = calls
                 .iter()
-                .any(|name| call.starts_with(name))
+                .filter(|(process, call)| *process == main && call.starts_with(&start));
+            made.count()
+        };
+        let writes =
+            |(_, call): &&(&str, &str)| call.starts_with("execve(") && call.contains("-restore\"");
+        let before_write = calls.iter().take_while(|call| !writes(call));
+        let before_write = before_write.filter(|(process, call)| {
+            let is_start = ["clone", "fork", "vfork"]
+                .iter()
+                .any(|name| call.starts_with(name));
+            *process == main && is_start
         });
         let names = ["clone3", "clone", "fork", "vfork"];
         let found = names.map(|name| (name, starts(name)));
