@@ -325,3 +325,43 @@ fn after_a_failure_shares_are_of_what_is_left() {
         assert_eq!(shares(&left), [0.25, 0.25, 0.25, 0.25, 0.0], "{left}");
     }
 }
+
+/// Beside 300 entries of others, one filtered list is enough to end the
+/// connection of a removed backend.
+#[test]
+fn ending_connections_lists_only_those_of_the_removed_backend_and_once() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("d");
+        let request = |backends: &str| json!({"name": "W", "variant": variant, "protocol": "udp", "destination_port": 53, "backends": backends});
+        namespace.apply(&request("10.9.0.1,10.9.0.2"));
+        let script = "for n in $(seq $1 $2); do conntrack -I -p udp -s 10.8.0.2 -d 10.8.0.1 --sport $((4000 + n)) \
+            --dport 53 --dst-nat $3 -t 600 >/dev/null 2>&1 || exit; done";
+        namespace.run(&["sh", "-c", script, "-", "1", "300", "10.9.0.1"]);
+        namespace.run(&["sh", "-c", script, "-", "301", "301", "10.9.0.2"]);
+        let log = namespace.scratch().join("netlink");
+        let calls = ["-e", "trace=sendto,recvfrom", "-o", log.to_str().unwrap()];
+        let strace = [&["strace"], &calls[..], &[PROGRAM]].concat();
+        let output = namespace.feed(&strace, &request("10.9.0.1").to_string());
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let ended = result["changes"].as_array().unwrap().last().unwrap();
+        assert_eq!(
+            ended["rule"],
+            json!("-p udp --reply-src 10.9.0.2"),
+            "{result}"
+        );
+        let listed = namespace.run(&["conntrack", "-L", "-p", "udp"]);
+        assert_eq!(listed.lines().count(), 300);
+        let trace = fs::read_to_string(&log).unwrap();
+        let lists = trace
+            .matches("IPCTNL_MSG_CT_GET, nlmsg_flags=NLM_F_REQUEST|0x300")
+            .count()
+            + trace
+                .matches("IPCTNL_MSG_CT_GET, nlmsg_flags=NLM_F_REQUEST|NLM_F_DUMP")
+                .count();
+        assert_eq!(lists, 1, "{trace}");
+        let received = trace.lines().filter(|line| line.starts_with("recvfrom"));
+        let bytes = received.filter_map(|line| line.rsplit_once("= ")?.1.parse::<usize>().ok());
+        let bytes: usize = bytes.sum();
+        assert!(bytes < 10_000, "{bytes} bytes were read\n{trace}");
+    }
+}
