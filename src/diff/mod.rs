@@ -10,18 +10,21 @@
 //! 4. Chains are created before the rules that jump to them, and deleted after.
 
 pub mod change;
+mod counters;
+mod jumps;
 pub mod lcs;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use crate::netfilter::rule::{Rule, Target, is_undeletable};
-use crate::netfilter::ruleset::{Chain, Counters, JumpRule, OwnedTable, Ruleset, SavedRule};
+use crate::netfilter::rule::Rule;
+use crate::netfilter::ruleset::{Chain, Counters, OwnedTable, Ruleset, SavedRule};
 use crate::netfilter::{Family, Protocol, Table};
-use crate::plan::{JumpPosition, Plan, PlannedJump, TablePlan};
+use crate::plan::{Plan, TablePlan};
 use change::{Action, Change};
+use counters::carry_over;
 
 /// The changes from the observed rules of a family to the planned ones.
 #[must_use]
@@ -171,46 +174,6 @@ fn matched<K: Eq + Hash>(
     found.chains.iter().map(in_chain).collect()
 }
 
-/// Hands the counters of rules that go to new ones for the same target. Where
-/// there is no new one, one that stays is written anew to take them over.
-fn carry_over(found: &OwnedTable, wanted: &mut Chains, matched: &mut Matched) {
-    let mut orphaned = OrphanedCounters::default();
-    for (name, chain) in &found.chains {
-        let kept: HashSet<usize> = matched[name].iter().map(|(old, _)| *old).collect();
-        let going = chain
-            .rules
-            .iter()
-            .enumerate()
-            .filter(|(at, _)| !kept.contains(at));
-        going.for_each(|(_, rule)| orphaned.take(rule));
-    }
-    if orphaned.is_empty() {
-        return;
-    }
-    for (name, new) in wanted.iter_mut() {
-        let pairs = matched.get(name).map_or(&[][..], Vec::as_slice);
-        let kept: HashSet<usize> = pairs.iter().map(|(_, new)| *new).collect();
-        let coming = new
-            .iter_mut()
-            .enumerate()
-            .filter(|(at, _)| !kept.contains(at));
-        coming.for_each(|(_, rule)| orphaned.hand_to(rule));
-    }
-    for (name, pairs) in matched {
-        pairs.retain(
-            |(old, new)| match orphaned.left_for(&found.chains[name].rules[*old]) {
-                Some(counters) => {
-                    if let Some(rules) = wanted.get_mut(name) {
-                        rules[*new].counters = counters;
-                    }
-                    false
-                }
-                None => true,
-            },
-        );
-    }
-}
-
 /// The place of a rule, counted from 1.
 fn place(index: usize) -> u32 {
     u32::try_from(index + 1).unwrap_or(u32::MAX)
@@ -303,183 +266,9 @@ impl TableDiff {
         }
     }
 
-    /// The first jump rule with the planned meaning stays where it is. All
-    /// others are deleted, and a new one takes the position of a deleted one.
-    /// In filter's FORWARD a position after the first rule that refuses is
-    /// wrong.
-    ///
-    /// A rule is deleted by its text, which hits the first rule with that text.
-    /// If that one is to stay, all rules with this text are deleted, and it is
-    /// inserted again at its position.
-    fn jumps_to_plan(
-        &mut self,
-        found: &[JumpRule],
-        planned: &[PlannedJump],
-        refused_at: Option<u32>,
-    ) {
-        let may_stand_at = |lead: &PlannedJump, at: u32| {
-            lead.place != JumpPosition::BeforeRefusals
-                || refused_at.is_none_or(|refused| at < refused)
-        };
-        let mut stale: Vec<&JumpRule> = found.iter().collect();
-        let (mut kept, mut missing) = (Vec::new(), Vec::new());
-        for lead in planned {
-            let fits = |other: &&JumpRule| {
-                other.chain == lead.chain
-                    && other.rule.meaning.as_ref() == Some(&lead.rule)
-                    && may_stand_at(lead, other.position)
-            };
-            match stale.iter().position(fits) {
-                Some(at) => kept.push(stale.remove(at)),
-                None => missing.push(lead),
-            }
-        }
-        let reads_the_same =
-            |one: &JumpRule, other: &JumpRule| one.chain == other.chain && one.rule == other.rule;
-        kept.retain(|lead| stale.iter().any(|other| reads_the_same(lead, other)));
-        let mut put: Vec<(&JumpRule, SavedRule)> =
-            kept.iter().map(|lead| (*lead, lead.rule.clone())).collect();
-        let (undeletable, mut stale): (Vec<_>, Vec<_>) = stale
-            .into_iter()
-            .partition(|jump| is_undeletable(&jump.rule.shown()));
-        let mut gone = kept;
-        gone.extend(&stale);
-        for lead in &gone {
-            self.push(lead.chain.as_str(), Action::DeleteFirst(lead.rule.clone()));
-        }
-        missing.retain(|lead| {
-            let free =
-                |other: &&JumpRule| other.chain == lead.chain && may_stand_at(lead, other.position);
-            match stale.iter().position(free) {
-                Some(at) => {
-                    put.push((stale.remove(at), written(&lead.rule)));
-                    false
-                }
-                None => true,
-            }
-        });
-        self.put_in_places(put, &gone);
-        for lead in missing
-            .iter()
-            .filter(|lead| lead.place == JumpPosition::End)
-        {
-            self.push(lead.chain, Action::Append(written(&lead.rule)));
-        }
-        for lead in missing
-            .iter()
-            .rev()
-            .filter(|lead| lead.place != JumpPosition::End)
-        {
-            self.push(lead.chain, Action::Insert(1, written(&lead.rule)));
-        }
-        for jump in undeletable {
-            self.push(jump.chain.as_str(), Action::DeleteJump(jump.rule.clone()));
-        }
-    }
-
-    /// Inserts rules at the positions of deleted ones of ours. This is the only
-    /// use of a number in a foreign chain: an insertion cannot hit a foreign
-    /// rule, and iptables has no other way to give a position.
-    fn put_in_places(&mut self, mut put: Vec<(&JumpRule, SavedRule)>, gone: &[&JumpRule]) {
-        put.sort_by(|(one, _), (other, _)| {
-            (&one.chain, one.position).cmp(&(&other.chain, other.position))
-        });
-        for (at, (place, rule)) in put.iter().enumerate() {
-            let before =
-                |other: &&&JumpRule| other.chain == place.chain && other.position < place.position;
-            let gone = gone.iter().filter(before).count();
-            let back = put[..at]
-                .iter()
-                .filter(|(other, _)| other.chain == place.chain)
-                .count();
-            let gap = u32::try_from(gone - back).unwrap_or(0);
-            self.push(
-                place.chain.as_str(),
-                Action::Insert(place.position - gap, rule.clone()),
-            );
-        }
-    }
-
-    /// Unless all jump rules of a chain are as they were, they are deleted, and
-    /// the earlier ones are inserted at their places. One that iptables cannot
-    /// delete stays where it is if it was there before.
-    fn jumps_to_earlier(&mut self, found: &[JumpRule], earlier: &[JumpRule]) {
-        let chains: BTreeSet<&str> = found
-            .iter()
-            .chain(earlier)
-            .map(|jump| jump.chain.as_str())
-            .collect();
-        for chain in chains {
-            let of_chain = |jumps: &[JumpRule]| {
-                let jumps = jumps.iter().filter(|jump| jump.chain == chain);
-                jumps.cloned().collect::<Vec<_>>()
-            };
-            let (mut found, mut earlier) = (of_chain(found), of_chain(earlier));
-            if found == earlier {
-                continue;
-            }
-            found.retain(|jump| {
-                let before = earlier.iter().position(|other| other.rule == jump.rule);
-                match before.filter(|_| is_undeletable(&jump.rule.shown())) {
-                    Some(at) => drop(earlier.remove(at)),
-                    None => return true,
-                }
-                false
-            });
-            let (undeletable, found): (Vec<_>, Vec<_>) = found
-                .into_iter()
-                .partition(|jump| is_undeletable(&jump.rule.shown()));
-            for jump in found {
-                self.push(chain, Action::DeleteFirst(jump.rule));
-            }
-            for jump in earlier {
-                self.push(chain, Action::Insert(jump.position, jump.rule));
-            }
-            for jump in undeletable {
-                self.push(chain, Action::DeleteJump(jump.rule));
-            }
-        }
-    }
-
     fn delete_chains(&mut self, found: &OwnedTable, stays: impl Fn(&str) -> bool) {
         for name in found.chains.keys().filter(|name| !stays(name)) {
             self.push(name.as_str(), Action::DeleteChain);
         }
-    }
-}
-
-/// The counters of rules that go, by where they led.
-#[derive(Default)]
-struct OrphanedCounters(HashMap<Target, Counters>);
-
-impl OrphanedCounters {
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn take(&mut self, rule: &SavedRule) {
-        if let Some(meaning) = &rule.meaning {
-            let sum = self.0.entry(meaning.target.clone()).or_default();
-            *sum = sum.and(rule.counters);
-        }
-    }
-
-    fn hand_to(&mut self, rule: &mut SavedRule) {
-        let meaning = rule.meaning.as_ref();
-        let counters = meaning.and_then(|meaning| self.0.remove(&meaning.target));
-        rule.counters = counters.unwrap_or_default();
-    }
-
-    /// The counters that a rule which stays takes over from a deleted one,
-    /// because no new rule does.
-    fn left_for(&mut self, rule: &SavedRule) -> Option<Counters> {
-        let target = &rule.meaning.as_ref()?.target;
-        let counters = self
-            .0
-            .get(target)
-            .filter(|counters| **counters != Counters::default())?;
-        let sum = counters.and(rule.counters);
-        self.0.remove(target);
-        Some(sum)
     }
 }

@@ -96,64 +96,74 @@ fn addresses<'a>(
     listed.iter().enumerate().map(of_item).collect()
 }
 
-/// The backends of one family, with the places of the items that they are of.
+/// The backends of one family, with the positions of their items in the list.
 ///
-/// An item's weight is shared among its addresses. For that to come out even,
-/// all weights are multiplied by the same number where they have to be.
+/// The weight of an item is divided evenly among its addresses.
 fn of_family(
     family: Family,
     listed: &[BackendEntry],
     addresses: &[Cow<[IpAddr]>],
 ) -> Result<(Vec<usize>, Vec<Backend>), BadRequest> {
-    let ours = |at: usize| {
-        let of_item = addresses[at].iter().copied();
-        of_item.filter(move |address| Family::of(*address) == family)
-    };
-    let divisor = |at: usize| {
-        let count = ours(at).count().max(1) as u128;
-        count / gcd(count, u128::from(listed[at].weight))
-    };
-    let factor = (0..listed.len()).try_fold(1_u128, |factor, at| {
-        let divisor = divisor(at);
-        (factor / gcd(factor, divisor)).checked_mul(divisor)
-    });
-    let too_large = |at: usize| {
-        let problem = "cannot be shared evenly among the addresses of the names in the list; \
-                       take weights that their numbers of addresses divide";
-        BadRequest::new(format!("backends[{at}].weight"), problem)
-    };
+    let of_family = |address: &&IpAddr| Family::of(**address) == family;
+    let addresses: Vec<Vec<IpAddr>> = addresses
+        .iter()
+        .map(|found| found.iter().filter(of_family).copied().collect())
+        .collect();
+    let factor = common_factor(listed, &addresses);
     let (mut places, mut backends) = (Vec::new(), Vec::<Backend>::new());
     // Only a name can have the address of another item.
     let may_meet = listed.iter().any(|listed| listed.host.is_name());
     let mut known = HashMap::new();
-    for (at, item) in listed.iter().enumerate() {
-        let count = ours(at).count() as u128;
-        for address in ours(at) {
-            let weight = factor
-                .and_then(|factor| factor.checked_mul(item.weight.into()))
-                .map(|product| product / count);
+    for (at, (item, addresses)) in listed.iter().zip(&addresses).enumerate() {
+        let part = |factor: u128| {
+            let product = factor.checked_mul(item.weight.into())?;
+            u32::try_from(product / addresses.len() as u128).ok()
+        };
+        for address in addresses {
+            let weight = factor.and_then(part).ok_or_else(|| uneven(at))?;
             let endpoint = Endpoint {
-                address,
+                address: *address,
                 port: item.port,
             };
-            let earlier = known.get(&endpoint).copied();
-            let sum = earlier.map_or(0, |earlier: usize| backends[earlier].weight);
-            let weight = weight
-                .and_then(|weight| u32::try_from(weight + u128::from(sum)).ok())
-                .filter(|weight| *weight <= WEIGHT_MAX)
-                .ok_or_else(|| too_large(at))?;
-            if let Some(earlier) = earlier {
-                backends[earlier].weight = weight;
-                continue;
+            match known.get(&endpoint) {
+                Some(earlier) => {
+                    let backend: &mut Backend = &mut backends[*earlier];
+                    backend.weight = backend.weight.saturating_add(weight);
+                }
+                None => {
+                    if may_meet {
+                        known.insert(endpoint, backends.len());
+                    }
+                    places.push(at);
+                    backends.push(Backend { endpoint, weight });
+                }
             }
-            if may_meet {
-                known.insert(endpoint, backends.len());
-            }
-            places.push(at);
-            backends.push(Backend { endpoint, weight });
         }
     }
-    Ok((places, backends))
+    match backends
+        .iter()
+        .position(|backend| backend.weight > WEIGHT_MAX)
+    {
+        Some(backend) => Err(uneven(places[backend])),
+        None => Ok((places, backends)),
+    }
+}
+
+/// The least factor by which all weights are multiplied, so that the number of
+/// addresses of each item divides its weight; `None` if it is out of range.
+fn common_factor(listed: &[BackendEntry], addresses: &[Vec<IpAddr>]) -> Option<u128> {
+    let mut items = listed.iter().zip(addresses);
+    items.try_fold(1_u128, |factor, (item, addresses)| {
+        let count = addresses.len().max(1) as u128;
+        let divisor = count / gcd(count, u128::from(item.weight));
+        (factor / gcd(factor, divisor)).checked_mul(divisor)
+    })
+}
+
+fn uneven(at: usize) -> BadRequest {
+    let problem = "cannot be shared evenly among the addresses of the names in the list; \
+                   take weights that their numbers of addresses divide";
+    BadRequest::new(format!("backends[{at}].weight"), problem)
 }
 
 fn gcd(one: u128, other: u128) -> u128 {
