@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use serde_json::Value;
 
 use super::coerce::{BadRequest, Field, Mistakes, all, integer, integer_in, list, text};
+use super::pool::gcd;
 use super::unchecked::BackendAttributes;
 use super::{WEIGHT_MAX, given, json, shaped};
 use crate::netfilter::Endpoint;
@@ -98,8 +99,8 @@ pub(super) fn backends(place: &Field) -> Result<Vec<BackendEntry>, BadRequest> {
 /// `0.5`, at most six decimals: `1, 2` for 0.5 and 1.
 fn whole_weights(place: &Field) -> Option<String> {
     const SHOWN: usize = 12;
-    const SCALE: u64 = 1_000_000;
-    let weights: Option<Vec<u64>> = list(place).ok()?.map(|item| millionths(&item)).collect();
+    const SCALE: u128 = 1_000_000;
+    let weights: Option<Vec<u128>> = list(place).ok()?.map(|item| millionths(&item)).collect();
     let weights = weights?;
     if weights.iter().all(|weight| weight % SCALE == 0) {
         return None;
@@ -120,7 +121,7 @@ fn whole_weights(place: &Field) -> Option<String> {
 }
 
 /// The weight of an item in millionths.
-fn millionths(item: &Field) -> Option<u64> {
+fn millionths(item: &Field) -> Option<u128> {
     let text = match &*item.value {
         Value::Object(object) => match object.get("weight") {
             None | Some(Value::Null) => "1".to_owned(),
@@ -140,13 +141,6 @@ fn millionths(item: &Field) -> Option<u64> {
         return None;
     }
     format!("{whole}{fraction:0<6}").parse().ok()
-}
-
-fn gcd(one: u64, other: u64) -> u64 {
-    match other {
-        0 => one,
-        _ => gcd(other, one % other),
-    }
 }
 
 /// IPv6 addresses without brackets whose last group may be meant as a port:

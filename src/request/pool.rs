@@ -166,7 +166,8 @@ fn uneven(at: usize) -> BadRequest {
     BadRequest::new(format!("backends[{at}].weight"), problem)
 }
 
-fn gcd(one: u128, other: u128) -> u128 {
+/// The greatest common divisor.
+pub(super) fn gcd(one: u128, other: u128) -> u128 {
     match other {
         0 => one,
         _ => gcd(other, one % other),
