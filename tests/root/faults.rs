@@ -265,7 +265,7 @@ fn a_failing_system_call_leaves_the_host_as_before_or_as_asked_for() {
 }
 
 /// A change of both families, both tables, a file and a connection, where each
-/// process in turn cannot be started: alone, and with the two after it, which
+/// process in turn cannot be started: alone, and with the eight after it, which
 /// are those of the rollback. No thread is started at all.
 /// `FAULT_RUNS=20` repeats it that often.
 #[test]
@@ -279,7 +279,7 @@ fn a_process_that_cannot_be_started_leaves_the_host_as_before_or_as_asked_for() 
                 assert!(!starts.is_empty());
                 for (call, count) in starts {
                     assert!(count > 8, "{variant} {call} {count}");
-                    for (number, last) in (1..=count).flat_map(|at| [(at, at), (at, at + 2)]) {
+                    for (number, last) in (1..=count).flat_map(|at| [(at, at), (at, at + 8)]) {
                         for _ in 0..runs {
                             let when = format!("inject={call}:error=EAGAIN:when={number}..{last}");
                             host.spoil(&["-e", &format!("trace={call}"), "-e", &when]);
