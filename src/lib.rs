@@ -1,9 +1,9 @@
 //! `iptables_balance` spreads new connections over servers with the kernel's
 //! iptables, from Ansible, CFEngine, plain JSON or a terminal.
 //!
-//! Data flows one way. What is asked becomes a checked request, a request the
-//! rules there should be; what the host says becomes the rules there are; their
-//! difference is data, and one place carries it out.
+//! Data flows one way. The attributes become a checked request, and the request
+//! a plan: the rules that should be there. The dump of the host becomes a
+//! ruleset. Their difference is data, and one place applies it.
 //!
 //! ```text
 //! argv, stdin -> front end -> request -> plan -----+
@@ -11,13 +11,13 @@
 //! host -- iptables-save -> ruleset ----------------+             +-> report -> front end -> stdout
 //! ```
 //!
-//! What always holds:
+//! Invariants:
 //!
-//! - nothing but [`host`] starts a process or reads the kernel's files;
-//! - nothing but a front end's reply reaches standard output;
+//! - only [`host`] starts a process or reads the kernel's files;
+//! - only the reply of a frontend reaches standard output;
 //! - [`schedule`], [`plan`], [`diff`] and [`restore`] cannot fail;
-//! - in a chain that is not ours a rule number only puts a rule of ours where
-//!   one of ours was; what goes there goes by its text;
+//! - in a foreign chain a rule number is used only to put an owned rule where
+//!   another one was; a rule is deleted there by its text;
 //! - no float decides anything.
 //!
 //! In reading order: [`netfilter`] has the terms that all rooms share;

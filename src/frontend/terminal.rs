@@ -54,7 +54,7 @@ struct Line<'a> {
 #[derive(Clone, Copy, PartialEq)]
 enum LineKind {
     Same,
-    RemovedBackend,
+    Removed,
     New,
 }
 
@@ -76,7 +76,7 @@ fn unified(diff: &Diff, style: Style) -> String {
         for line in hunk {
             let line = match line.kind {
                 LineKind::Same => format!(" {}", line.text),
-                LineKind::RemovedBackend => style.paint("31", &format!("-{}", line.text)),
+                LineKind::Removed => style.paint("31", &format!("-{}", line.text)),
                 LineKind::New => style.paint("32", &format!("+{}", line.text)),
             };
             let _ = writeln!(text, "{line}");
@@ -102,7 +102,7 @@ fn compared<'a>(before: &'a str, after: &'a str) -> Vec<Line<'a>> {
             new,
         };
         let gone = before[old..next_old].iter().zip(old..);
-        lines.extend(gone.map(|(text, old)| line(LineKind::RemovedBackend, text, old, new)));
+        lines.extend(gone.map(|(text, old)| line(LineKind::Removed, text, old, new)));
         let fresh = after[new..next_new].iter().zip(new..);
         lines.extend(fresh.map(|(text, new)| line(LineKind::New, text, next_old, new)));
         if let Some(text) = before.get(next_old) {
@@ -147,7 +147,7 @@ fn hunk_header(hunk: &[Line<'_>]) -> String {
     format!(
         "@@ -{} +{} @@",
         side(hunk[0].old, LineKind::New),
-        side(hunk[0].new, LineKind::RemovedBackend)
+        side(hunk[0].new, LineKind::Removed)
     )
 }
 
