@@ -32,7 +32,8 @@ use crate::run::{Invocation, Run};
     disable_help_subcommand = false,
     after_help = "REQUEST is a file with a JSON object, or - for standard input.\n\n\
         Without arguments the program reads standard input: a JSON request, or CFEngine's promise-type\n\
-        protocol. With the path of a file of arguments (it holds a `/`) it is an Ansible module.\n\n\
+        protocol. With the path of a file of arguments (it holds a `/`), or with `-` for standard input, it is an\n\
+        Ansible module.\n\n\
         Exit codes: 0 done, 1 failed, 2 bad usage or bad request, 3 see `check --exit-code`."
 )]
 struct Arguments {

@@ -10,7 +10,6 @@ pub mod terminal;
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::PathBuf;
 
 use crate::panic;
 use crate::run::on_this_host;
@@ -24,9 +23,8 @@ pub fn run(arguments: Vec<OsString>) -> io::Result<u8> {
     panic::silence_panics();
     let stdin = io::stdin();
     let mut out = io::stdout().lock();
-    let is_path = |argument: &OsString| argument.as_encoded_bytes().contains(&b'/');
     match arguments.as_slice() {
-        [path] if is_path(path) => ansible::run(&PathBuf::from(path), &mut out, &on_this_host),
+        [one] if ansible::is_arguments(one) => ansible::run(one, &mut out, &on_this_host),
         [] if stdin.is_terminal() => out.write_all(cli::help().as_bytes()).map(|()| 0),
         [] => from_stdin(stdin.lock(), &mut out),
         _ => cli::run(arguments, &mut out, &mut io::stderr().lock(), &on_this_host),

@@ -19,6 +19,7 @@ mod fake;
 mod fuzz;
 mod fuzzed;
 mod golden;
+mod manual;
 mod model;
 mod property;
 mod spec;

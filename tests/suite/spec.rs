@@ -10,7 +10,7 @@ use std::process::Command;
 use iptables_balance::frontend::schema::{Kind, text};
 use serde_json::{Value, json};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 pub fn assert_fresh(path: &str, made: &str) {
     let file = Path::new(ROOT).join(path);
@@ -25,7 +25,7 @@ pub fn assert_fresh(path: &str, made: &str) {
     );
 }
 
-fn schema(kind: Kind) -> Value {
+pub fn schema(kind: Kind) -> Value {
     serde_json::from_str(&text(kind)).unwrap()
 }
 
@@ -78,19 +78,19 @@ fn examples_are_valid_requests() {
 }
 
 /// One attribute, as the documents need it.
-struct Attribute {
-    name: String,
-    description: String,
-    default: Option<Value>,
-    choices: Vec<(String, String)>,
-    aliases: Vec<String>,
-    required: bool,
-    ansible_type: &'static str,
-    elements: Option<&'static str>,
+pub struct Attribute {
+    pub name: String,
+    pub description: String,
+    pub default: Option<Value>,
+    pub choices: Vec<(String, String)>,
+    pub aliases: Vec<String>,
+    pub required: bool,
+    pub ansible_type: &'static str,
+    pub elements: Option<&'static str>,
 }
 
 /// In the order in which they are declared, which is the order of the contract.
-const ORDER: [&str; 22] = [
+pub const ORDER: [&str; 22] = [
     "name",
     "state",
     "mode",
@@ -115,7 +115,7 @@ const ORDER: [&str; 22] = [
     "wait",
 ];
 
-fn attributes(schema: &Value, order: &[&str]) -> Vec<Attribute> {
+pub fn attributes(schema: &Value, order: &[&str]) -> Vec<Attribute> {
     let properties = schema["properties"].as_object().unwrap();
     assert_eq!(
         properties.len(),
@@ -204,7 +204,7 @@ fn choices(schema: &Value, property: &Value) -> Vec<(String, String)> {
     Vec::new()
 }
 
-fn backend_attributes(schema: &Value) -> Vec<Attribute> {
+pub fn backend_attributes(schema: &Value) -> Vec<Attribute> {
     let mut inner = schema["$defs"]["Backend"].clone();
     inner["$defs"] = schema["$defs"].clone();
     attributes(&inner, &["address", "port", "weight"])
@@ -334,7 +334,7 @@ fn ansibles_documentation_is_fresh() {
          \x20   - Computes the rules of C(-m statistic) that give each backend exactly its share, compares them by meaning with those of the host, and applies only the difference, atomically.\n\
          \x20   - Numbers and booleans may also come as strings, and lists as comma-separated strings.\n\
          \x20 requirements:\n    - iptables on the managed host, nft or legacy; Python is not needed there\n\
-         \x20 attributes:\n    check_mode:\n      support: full\n      description: Foretells exactly the changes that a run makes.\n\
+         \x20 attributes:\n    check_mode:\n      support: full\n      description: Predicts exactly the changes that a run makes.\n\
          \x20   diff_mode:\n      support: full\n      description: Shows the balancer's own chains and the rules that lead into them.\n\
          \x20   platform:\n      support: full\n      platforms: linux\n      description: Linux with iptables.\n  options:\n",
     );

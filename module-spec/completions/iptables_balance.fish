@@ -1,0 +1,46 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_iptables_balance_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_iptables_balance_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_iptables_balance_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_iptables_balance_using_subcommand
+    set -l cmd (__fish_iptables_balance_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -s h -l help -d 'Print help'
+complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -s V -l version -d 'Print version'
+complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "plan" -d 'Print the iptables-restore text that builds the balancer on an empty host'
+complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "apply" -d 'Apply a request, and show the changes'
+complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "check" -d 'Show the changes that `apply` would make'
+complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "schema" -d 'Print a JSON Schema'
+complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand plan" -l current -d 'Print the text that turns this dump of iptables-save into the balancer instead; nothing if they do not differ' -r
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand plan" -l family -d 'Print one family only' -r -f -a "ipv4\t''
+ipv6\t''"
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand plan" -s h -l help -d 'Print help'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand apply" -s h -l help -d 'Print help'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand check" -l exit-code -d 'Exit with 3 if there are changes'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand check" -s h -l help -d 'Print help'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand schema" -s h -l help -d 'Print help'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check schema help" -f -a "plan" -d 'Print the iptables-restore text that builds the balancer on an empty host'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check schema help" -f -a "apply" -d 'Apply a request, and show the changes'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check schema help" -f -a "check" -d 'Show the changes that `apply` would make'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check schema help" -f -a "schema" -d 'Print a JSON Schema'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check schema help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -1,0 +1,175 @@
+#compdef iptables_balance
+
+autoload -U is-at-least
+
+_iptables_balance() {
+    typeset -A opt_args
+    typeset -a _arguments_options
+    local ret=1
+
+    if is-at-least 5.2; then
+        _arguments_options=(-s -S -C)
+    else
+        _arguments_options=(-s -C)
+    fi
+
+    local context curcontext="$curcontext" state line
+    _arguments "${_arguments_options[@]}" : \
+'-h[Print help]' \
+'--help[Print help]' \
+'-V[Print version]' \
+'--version[Print version]' \
+":: :_iptables_balance_commands" \
+"*::: :->iptables_balance" \
+&& ret=0
+    case $state in
+    (iptables_balance)
+        words=($line[1] "${words[@]}")
+        (( CURRENT += 1 ))
+        curcontext="${curcontext%:*:*}:iptables_balance-command-$line[1]:"
+        case $line[1] in
+            (plan)
+_arguments "${_arguments_options[@]}" : \
+'--current=[Print the text that turns this dump of iptables-save into the balancer instead; nothing if they do not differ]:DUMP:_default' \
+'--family=[Print one family only]:FAMILY:(ipv4 ipv6)' \
+'-h[Print help]' \
+'--help[Print help]' \
+':request -- The request\: a file, or - for standard input:_default' \
+&& ret=0
+;;
+(apply)
+_arguments "${_arguments_options[@]}" : \
+'-h[Print help]' \
+'--help[Print help]' \
+':request -- The request\: a file, or - for standard input:_default' \
+&& ret=0
+;;
+(check)
+_arguments "${_arguments_options[@]}" : \
+'--exit-code[Exit with 3 if there are changes]' \
+'-h[Print help]' \
+'--help[Print help]' \
+':request -- The request\: a file, or - for standard input:_default' \
+&& ret=0
+;;
+(schema)
+_arguments "${_arguments_options[@]}" : \
+'-h[Print help]' \
+'--help[Print help]' \
+':kind -- The schema of a request, or that of a result:(request result)' \
+&& ret=0
+;;
+(help)
+_arguments "${_arguments_options[@]}" : \
+":: :_iptables_balance__subcmd__help_commands" \
+"*::: :->help" \
+&& ret=0
+
+    case $state in
+    (help)
+        words=($line[1] "${words[@]}")
+        (( CURRENT += 1 ))
+        curcontext="${curcontext%:*:*}:iptables_balance-help-command-$line[1]:"
+        case $line[1] in
+            (plan)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
+(apply)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
+(check)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
+(schema)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
+(help)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
+        esac
+    ;;
+esac
+;;
+        esac
+    ;;
+esac
+}
+
+(( $+functions[_iptables_balance_commands] )) ||
+_iptables_balance_commands() {
+    local commands; commands=(
+'plan:Print the iptables-restore text that builds the balancer on an empty host' \
+'apply:Apply a request, and show the changes' \
+'check:Show the changes that \`apply\` would make' \
+'schema:Print a JSON Schema' \
+'help:Print this message or the help of the given subcommand(s)' \
+    )
+    _describe -t commands 'iptables_balance commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__apply_commands] )) ||
+_iptables_balance__subcmd__apply_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance apply commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__check_commands] )) ||
+_iptables_balance__subcmd__check_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance check commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__help_commands] )) ||
+_iptables_balance__subcmd__help_commands() {
+    local commands; commands=(
+'plan:Print the iptables-restore text that builds the balancer on an empty host' \
+'apply:Apply a request, and show the changes' \
+'check:Show the changes that \`apply\` would make' \
+'schema:Print a JSON Schema' \
+'help:Print this message or the help of the given subcommand(s)' \
+    )
+    _describe -t commands 'iptables_balance help commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__help__subcmd__apply_commands] )) ||
+_iptables_balance__subcmd__help__subcmd__apply_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance help apply commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__help__subcmd__check_commands] )) ||
+_iptables_balance__subcmd__help__subcmd__check_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance help check commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__help__subcmd__help_commands] )) ||
+_iptables_balance__subcmd__help__subcmd__help_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance help help commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__help__subcmd__plan_commands] )) ||
+_iptables_balance__subcmd__help__subcmd__plan_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance help plan commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__help__subcmd__schema_commands] )) ||
+_iptables_balance__subcmd__help__subcmd__schema_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance help schema commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__plan_commands] )) ||
+_iptables_balance__subcmd__plan_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance plan commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__schema_commands] )) ||
+_iptables_balance__subcmd__schema_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance schema commands' commands "$@"
+}
+
+if [ "$funcstack[1]" = "_iptables_balance" ]; then
+    _iptables_balance "$@"
+else
+    compdef _iptables_balance iptables_balance
+fi
