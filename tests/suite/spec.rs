@@ -309,6 +309,9 @@ fn returned(text: &mut String, schema: &Value, properties: &Value, indent: usize
     }
 }
 
+/// The module by its full name, as the example playbooks call it.
+const COLLECTION_MODULE: &str = "iptables_balance.gateway.balancer";
+
 fn playbook(name: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join("examples/ansible").join(name)).unwrap()
 }
@@ -318,25 +321,26 @@ fn tasks(playbook: &str) -> String {
     let body = playbook.split("  tasks:\n").nth(1).unwrap();
     let ours = body
         .split("\n\n")
-        .filter(|task| task.contains("iptables_balance:"));
+        .filter(|task| task.contains(COLLECTION_MODULE));
     let line = |line: &str| format!("  {}\n", line.strip_prefix("    ").unwrap_or(line));
     let task = |task: &str| task.lines().map(line).collect::<String>();
     ours.map(task).collect::<Vec<_>>().join("\n")
 }
 
-#[test]
-fn ansibles_documentation_is_fresh() {
-    let (request, result) = (schema(Kind::Request), schema(Kind::Result));
-    let mut text = String::from(
-        "# Made from the program's types; a test keeps it fresh.\n---\nDOCUMENTATION:\n  module: iptables_balance\n\
+/// The description of a module, indented by two.
+fn documentation(module: &str, version_added: &str) -> String {
+    let request = schema(Kind::Request);
+    let mut text = format!(
+        "  module: {module}\n\
          \x20 short_description: Spreads new connections over servers with the kernel's iptables\n\
-         \x20 version_added: '0.1.0'\n  author: The authors of iptables_balance\n  description:\n\
+         \x20 version_added: '{version_added}'\n  author: The authors of iptables_balance (@iptables_balance)\n  description:\n\
          \x20   - Computes the rules of C(-m statistic) that give each backend exactly its share, compares them by meaning with those of the host, and applies only the difference, atomically.\n\
          \x20   - Numbers and booleans may also come as strings, and lists as comma-separated strings.\n\
-         \x20 requirements:\n    - iptables on the managed host, nft or legacy; Python is not needed there\n\
+         \x20 requirements:\n    - iptables on the managed host, nft or legacy\n{}\
          \x20 attributes:\n    check_mode:\n      support: full\n      description: Predicts exactly the changes that a run makes.\n\
          \x20   diff_mode:\n      support: full\n      description: Shows the balancer's own chains and the rules that lead into them.\n\
          \x20   platform:\n      support: full\n      platforms: linux\n      description: Linux with iptables.\n  options:\n",
+        notes(module),
     );
     let inner = backend_attributes(&request);
     for attribute in attributes(&request, &ORDER) {
@@ -347,15 +351,69 @@ fn ansibles_documentation_is_fresh() {
         };
         option(&mut text, &attribute, 4, inner);
     }
-    text += "EXAMPLES: |\n";
-    text += &["nth.yml", "random.yml", "gateway.yml", "absent.yml"]
+    text
+}
+
+fn notes(module: &str) -> &'static str {
+    match module {
+        "balancer" => {
+            "    - Python on the managed host for tasks with C(async), and only for these\n\
+             \x20 notes:\n\
+             \x20   - The host keeps the program in C(/var/lib/iptables_balance/bin), or in C(~/.iptables_balance/bin) of a user who is not root, under a name made of its SHA-256. It is sent only where it is missing. Nobody else may write there or in a directory above.\n\
+             \x20   - The variable C(iptables_balance_directory) names another directory. The directories above it are yours to answer for.\n"
+        }
+        _ => "    - Python is not needed on the managed host\n",
+    }
+}
+
+/// The tasks of the example playbooks, with the module called by this name.
+fn examples(module: &str) -> String {
+    let tasks = ["nth.yml", "random.yml", "gateway.yml", "absent.yml"]
         .map(|name| tasks(&playbook(name)))
         .join("\n");
-    text += "RETURN:\n";
+    tasks.replace(&format!("{COLLECTION_MODULE}:"), &format!("{module}:"))
+}
+
+fn return_values() -> String {
+    let result = schema(Kind::Result);
     let mut values = String::new();
     returned(&mut values, &result, &result["properties"], 2);
-    text += &values;
+    values
+}
+
+#[test]
+fn ansibles_documentation_is_fresh() {
+    let text = format!(
+        "# Made from the program's types; a test keeps it fresh.\n---\nDOCUMENTATION:\n{}EXAMPLES: |\n{}RETURN:\n{}",
+        documentation("iptables_balance", "0.1.0"),
+        examples("iptables_balance"),
+        return_values(),
+    );
     assert_fresh("module-spec/ansible/iptables_balance.yml", &text);
+}
+
+/// Ansible reads the documentation of an action plugin in a module of its name.
+#[test]
+fn the_documentation_in_the_collection_is_fresh() {
+    let text = format!(
+        "#!/usr/bin/python\n# Copyright: the authors of iptables_balance\n# MIT OR Apache-2.0\n\
+         # Made from the program's types; a test keeps it fresh. The action plugin of this name does the work.\n\n\
+         from __future__ import absolute_import, division, print_function\n\n__metaclass__ = type\n\n\
+         DOCUMENTATION = r\"\"\"\n{}\"\"\"\n\nEXAMPLES = r\"\"\"\n{}\"\"\"\n\nRETURN = r\"\"\"\n{}\"\"\"\n",
+        documentation("balancer", "0.2.0"),
+        examples(COLLECTION_MODULE),
+        return_values(),
+    );
+    let file = "module-spec/ansible/collection/plugins/modules/balancer.py";
+    assert_fresh(file, &text);
+}
+
+/// One version for the program and everything that ships it.
+#[test]
+fn the_collection_has_the_version_of_the_program() {
+    let file = Path::new(ROOT).join("module-spec/ansible/collection/galaxy.yml");
+    let version = format!("\nversion: {}\n", env!("CARGO_PKG_VERSION"));
+    assert!(fs::read_to_string(file).unwrap().contains(&version));
 }
 
 #[test]

@@ -1,0 +1,333 @@
+#!/usr/bin/python
+# Copyright: the authors of iptables_balance
+# MIT OR Apache-2.0
+# Made from the program's types; a test keeps it fresh. The action plugin of this name does the work.
+
+from __future__ import absolute_import, division, print_function
+
+__metaclass__ = type
+
+DOCUMENTATION = r"""
+  module: balancer
+  short_description: Spreads new connections over servers with the kernel's iptables
+  version_added: '0.2.0'
+  author: The authors of iptables_balance (@iptables_balance)
+  description:
+    - Computes the rules of C(-m statistic) that give each backend exactly its share, compares them by meaning with those of the host, and applies only the difference, atomically.
+    - Numbers and booleans may also come as strings, and lists as comma-separated strings.
+  requirements:
+    - iptables on the managed host, nft or legacy
+    - Python on the managed host for tasks with C(async), and only for these
+  notes:
+    - The host keeps the program in C(/var/lib/iptables_balance/bin), or in C(~/.iptables_balance/bin) of a user who is not root, under a name made of its SHA-256. It is sent only where it is missing. Nobody else may write there or in a directory above.
+    - The variable C(iptables_balance_directory) names another directory. The directories above it are yours to answer for.
+  attributes:
+    check_mode:
+      support: full
+      description: Predicts exactly the changes that a run makes.
+    diff_mode:
+      support: full
+      description: Shows the balancer's own chains and the rules that lead into them.
+    platform:
+      support: full
+      platforms: linux
+      description: Linux with iptables.
+  options:
+    name:
+      description:
+        - 'The name of the balancer and of its chain, 1 to 20 of `A-Z a-z 0-9 _ . -`. The balancer owns the chains NAME and NAME/..., in every table, and the rules in other chains that jump to them. It changes nothing else on the host. Alias: `chain`. In CFEngine the name is the promiser.'
+      type: str
+      required: true
+      aliases: [chain]
+    state:
+      description:
+        - 'Set up the balancer, or remove it. `absent` needs the name alone and removes everything that the balancer owns.'
+      type: str
+      default: 'present'
+      choices: ['present', 'absent']
+    mode:
+      description:
+        - '`nth` is exact weighted round robin, `random` an independent random choice for each connection.'
+      type: str
+      default: 'nth'
+      choices: ['nth', 'random']
+    backends:
+      description:
+        - 'The backends: each an object, or a string `HOST[:PORT] [weight=N]` (IPv6: `[fd00::1]:5308`). IPv4 and IPv6 may be mixed; connections of each family go to the backends of that family. An empty list is an empty pool, see `when_empty`. Required unless `state` is `absent`.'
+      type: list
+      elements: raw
+      suboptions:
+        address:
+          description:
+            - 'IPv4, IPv6 or a hostname. A hostname stands for all its addresses of the families in use, found anew at each run; they share its weight.'
+          type: str
+          required: true
+        port:
+          description:
+            - 'The port it listens on; default is the port that the connection came in on.'
+          type: int
+        weight:
+          description:
+            - 'Its weight, 0 to 2147483647. A backend of weight 0 gets no new connections and keeps the old ones.'
+          type: int
+          default: 1
+    protocol:
+      description:
+        - 'The transport protocol that is balanced.'
+      type: str
+      default: 'tcp'
+      choices: ['tcp', 'udp', 'sctp', 'dccp']
+    destination_port:
+      description:
+        - 'The ports that are balanced: a port, a range `"a:b"`, the name of a service, or a list of up to 15 of these. Required unless `state` is `absent`; `"0:65535"` is every port.'
+      type: list
+      elements: str
+    destination:
+      description:
+        - 'Balance only connections to this address or network, to a list of them, or with `local` to any address of this host.'
+      type: list
+      elements: str
+    source:
+      description:
+        - 'Balance only connections from this address or network, or from a list of them.'
+      type: list
+      elements: str
+    in_interface:
+      description:
+        - 'Balance only connections that arrive on this interface. A trailing `+` stands for any ending of the name.'
+      type: str
+    layout:
+      description:
+        - 'One chain, or a tree of chains; `auto` takes the one with the fewest rules to visit.'
+      type: str
+      default: 'auto'
+      choices: ['auto', 'flat', 'tree']
+    jump:
+      description:
+        - 'The position in PREROUTING of a new rule that jumps to the chain. A rule that exists already stays where it is.'
+      type: str
+      default: 'append'
+      choices: ['append', 'insert']
+    local_traffic:
+      description:
+        - 'Also connections that this host makes itself (OUTPUT), but not those to loopback addresses unless `destination` names them.'
+      type: bool
+      default: false
+    masquerade:
+      description:
+        - 'Rewrite source addresses, so that replies come back through this host: `balanced` (or true) for the balanced connections, `all` for everything that leaves `out_interface`.'
+      type: str
+      default: 'no'
+      choices: ['no', 'balanced', 'all']
+    snat_address:
+      description:
+        - 'With `masquerade`: SNAT to this address instead of MASQUERADE; one, or one for each family.'
+      type: list
+      elements: str
+    out_interface:
+      description:
+        - 'Restrict `masquerade` to packets that leave by this interface; required with `all`.'
+      type: str
+    forward:
+      description:
+        - 'Accept the balanced connections, both directions, in filter''s FORWARD, before any rule there that drops or rejects.'
+      type: bool
+      default: false
+    ip_forward:
+      description:
+        - 'Switch on forwarding for the families in use, with `persist` after a reboot too; `absent` leaves it on. When false and it is off: a warning.'
+      type: bool
+      default: false
+    when_empty:
+      description:
+        - 'The answer to new connections when no backend has a weight: a refusal at once (a TCP reset; ICMP for the other protocols), no answer, or the way that they would take without a balancer.'
+      type: str
+      default: 'reject'
+      choices: ['reject', 'drop', 'pass']
+    disconnect:
+      description:
+        - 'End the connections to a backend that was removed, by deleting their conntrack entries: only UDP, so that clients move to another backend at once; every protocol; or none.'
+      type: str
+      default: 'udp'
+      choices: ['udp', 'always', 'never']
+    persist:
+      description:
+        - 'Make it survive a reboot: true finds the distribution''s own files; one path serves one family, with both in use it takes the mapping. With `absent`, the files named are cleaned too.'
+      type: raw
+      default: false
+    variant:
+      description:
+        - 'The iptables variant; `auto` is the variant of the host''s `iptables-save`.'
+      type: str
+      default: 'auto'
+      choices: ['auto', 'nft', 'legacy']
+    wait:
+      description:
+        - 'Seconds to wait for locks that other programs hold; 0 counts as 1, the least that iptables accepts.'
+      type: int
+      default: 10
+"""
+
+EXAMPLES = r"""
+  - name: Balance port 5308
+    iptables_balance.gateway.balancer:
+      name: CFENGINE
+      destination_port: 5308
+      backends:
+        - 10.9.0.1:5308
+        - 10.9.0.2:5308
+        - 10.9.0.3:5308
+        - 10.9.0.4:5308
+    register: balancer
+
+  - name: Balance the web ports of this host's own addresses
+    iptables_balance.gateway.balancer:
+      name: WEB
+      mode: random
+      destination: local
+      destination_port: [80, 443]
+      backends:
+        - {address: 10.9.0.1, weight: 30}
+        - {address: 10.9.0.2, weight: 30}
+        - {address: 10.9.0.3, weight: 30}
+        - {address: 10.9.0.4, weight: 10}
+        - {address: "fd09::1", weight: 2}
+        - {address: "fd09::2", weight: 1}
+
+  - name: Balance port 5308
+    iptables_balance.gateway.balancer:
+      name: CFENGINE
+      destination_port: 5308
+      backends:
+        - 10.9.0.1:5308
+        - 10.9.0.2:5308
+        - 10.9.0.3:5308
+        - 10.9.0.4:5308
+      masquerade: balanced
+      forward: true
+      ip_forward: true
+      persist: "{{ after_a_reboot }}"
+
+  - name: Remove what nth.yml and random.yml made
+    iptables_balance.gateway.balancer:
+      name: "{{ item }}"
+      state: absent
+    loop:
+      - CFENGINE
+      - WEB
+"""
+
+RETURN = r"""
+  changed:
+    description: 'True if something was changed, or would be in check mode.'
+    returned: always
+    type: bool
+  changes:
+    description: 'The changes that were made, or would be made in check mode, in order.'
+    returned: always
+    type: list
+    elements: dict
+    contains:
+      action:
+        description: 'The kind of change.'
+        returned: always
+        type: str
+      before:
+        description: 'The rule that was replaced, or the setting and its former value.'
+        returned: always
+        type: str
+      chain:
+        description: 'The chain.'
+        returned: always
+        type: str
+      family:
+        description: 'The family of the rules, the sysctl or the connections. Left out for a file that belongs to no family.'
+        returned: always
+        type: str
+      rule:
+        description: 'The rule that was added or deleted, as `iptables-save` spells it.
+With `set_sysctl` the setting and its new value, with `write_file` the path, with `delete_connections`
+a filter in the spelling of `conntrack`.'
+        returned: always
+        type: str
+      table:
+        description: 'The table of the rule or chain.'
+        returned: always
+        type: str
+  diff:
+    description: 'The rules and settings of the balancer before and after, if a diff was requested.'
+    returned: always
+    type: dict
+    contains:
+      after:
+        description: 'A text.'
+        returned: always
+        type: str
+      after_header:
+        description: 'A text.'
+        returned: always
+        type: str
+      before:
+        description: 'A text.'
+        returned: always
+        type: str
+      before_header:
+        description: 'A text.'
+        returned: always
+        type: str
+  distribution:
+    description: 'The share of each backend, computed from the rules as they are after the run.'
+    returned: always
+    type: list
+    elements: dict
+    contains:
+      address:
+        description: 'Its address.'
+        returned: always
+        type: str
+      family:
+        description: 'The family of its connections.'
+        returned: always
+        type: str
+      port:
+        description: 'Its port. Left out where connections keep the port that they were addressed to.'
+        returned: always
+        type: int
+      share:
+        description: 'Its share of its family''s new connections, 0 to 1: the double nearest to the exact share.'
+        returned: always
+        type: float
+      weight:
+        description: 'Its weight as requested.'
+        returned: always
+        type: int
+  failed:
+    description: 'True if the desired state was not reached.'
+    returned: always
+    type: bool
+  iptables_version:
+    description: 'The version of iptables, such as `1.8.9`. Left out where its dump names none.'
+    returned: always
+    type: str
+  msg:
+    description: 'The outcome in one sentence.'
+    returned: always
+    type: str
+  name:
+    description: 'The name of the balancer.'
+    returned: always
+    type: str
+  state:
+    description: 'The state that was requested.'
+    returned: always
+    type: str
+  variant:
+    description: 'The iptables variant that was used.'
+    returned: always
+    type: str
+  warnings:
+    description: 'Warnings: things that work, but may not be what you want.'
+    returned: always
+    type: list
+    elements: str
+"""
