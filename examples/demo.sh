@@ -83,14 +83,16 @@ read -r line <&"${SERVERS[0]}"
 [[ $line == ready ]]
 
 # --- the main job ---------------------------------------------------------------------------------------------------
-mkdir "$scratch/library"
-cp "$IPTABLES_BALANCE" "$scratch/library/iptables_balance"
+# The collection with this program, as package.sh builds it with those of all architectures.
+module-spec/ansible/collection.sh "$scratch/collections" "$(uname -m)=$IPTABLES_BALANCE"
 export IPTABLES_BALANCE_LOCKFILE=$scratch/lock
 # Who we are in here: root, so that the playbook's `become` has nothing to do.
 export LOGNAME=root USER=root
-export ANSIBLE_LIBRARY=$scratch/library ANSIBLE_REMOTE_TMP=$scratch/remote ANSIBLE_NOCOWS=1 HOME=$scratch LC_ALL=C.UTF-8
+export ANSIBLE_COLLECTIONS_PATH=$scratch/collections ANSIBLE_NOCOWS=1 HOME=$scratch LC_ALL=C.UTF-8
+# The gateway shares this machine's files. So the program is kept in the scratch directory, not in /var.
 play() {
-  in_ $gateway ansible-playbook -i examples/ansible/inventory.ini examples/ansible/nth.yml "$@" | tee "$scratch/play"
+  in_ $gateway ansible-playbook -i examples/ansible/inventory.ini -e iptables_balance_directory="$scratch/programs" \
+    examples/ansible/nth.yml "$@" | tee "$scratch/play"
 }
 
 say "The playbook on the gateway: ansible-playbook examples/ansible/nth.yml --diff"

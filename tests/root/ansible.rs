@@ -6,12 +6,13 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::collection::collections;
 use crate::lab::{Lab, Namespace, PROGRAM, VARIANTS, shown};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// `bin` directories of the releases; `tests/run.sh` makes the second.
-fn releases() -> [String; 2] {
+pub fn releases() -> [String; 2] {
     ["/usr/bin".to_owned(), format!("{ROOT}/tests/.venv/bin")]
 }
 
@@ -61,11 +62,15 @@ pub fn play(namespace: &Namespace, release: &str, playbook: &Path, options: &[&s
         "{program} is missing; tests/run.sh installs it"
     );
     let library = format!("ANSIBLE_LIBRARY={}", library(namespace));
+    let collections = format!("ANSIBLE_COLLECTIONS_PATH={}", collections().display());
+    let programs = namespace.scratch().join("programs");
+    let programs = format!("iptables_balance_directory={}", programs.display());
     let home = format!("HOME={}", namespace.scratch().display());
     let inventory = format!("{ROOT}/examples/ansible/inventory.ini");
     let environment = [
         "env",
         &library,
+        &collections,
         &home,
         "ANSIBLE_NOCOLOR=1",
         "ANSIBLE_NOCOWS=1",
@@ -76,7 +81,13 @@ pub fn play(namespace: &Namespace, release: &str, playbook: &Path, options: &[&s
     let output = namespace.feed(
         &[
             &environment[..],
-            &["-i", &inventory, playbook.to_str().unwrap()],
+            &[
+                "-i",
+                &inventory,
+                "-e",
+                &programs,
+                playbook.to_str().unwrap(),
+            ],
             options,
         ]
         .concat(),

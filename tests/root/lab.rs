@@ -309,7 +309,7 @@ impl Lab {
     }
 }
 
-fn link(one: &Namespace, device: &str, other: &Namespace, other_device: &str) {
+pub fn link(one: &Namespace, device: &str, other: &Namespace, other_device: &str) {
     one.run(&[
         "ip",
         "link",
@@ -327,7 +327,7 @@ fn link(one: &Namespace, device: &str, other: &Namespace, other_device: &str) {
     other.run(&["ip", "link", "set", other_device, "up"]);
 }
 
-fn add_address(namespace: &Namespace, device: &str, address: &str) {
+pub fn add_address(namespace: &Namespace, device: &str, address: &str) {
     let mut arguments = vec!["ip", "address", "add", address, "dev", device];
     if address.contains("::") {
         arguments.push("nodad");

@@ -18,6 +18,7 @@
 mod ansible;
 mod cfengine;
 mod cli;
+mod collection;
 mod connections;
 #[path = "../suite/dice.rs"]
 mod dice;
@@ -33,5 +34,7 @@ mod long_run;
 #[path = "../suite/model.rs"]
 #[allow(dead_code)]
 mod model;
+mod packages;
 mod releases;
+mod ssh;
 mod trust;

@@ -31,6 +31,8 @@ PROGRAMS = os.path.join(os.path.dirname(__file__), "..", "..", "files")
 COMMON = r"""
 say() { echo "iptables_balance: $*"; exit 0; }
 umask 022
+LC_ALL=C
+export LC_ALL
 named=$1 arch=$(uname -m) sum=
 shift
 for pair in "$@"; do case $pair in "$arch="*) sum=${pair#*=} ;; esac; done
@@ -112,10 +114,9 @@ class ActionModule(ActionBase):
         request = to_bytes(json.dumps(self._arguments(), default=encoded))
         answer = self._shell(RUN, request)
         if answer.word == "missing":
-            self._install(answer.text)
-            answer = self._shell(RUN, request)
-        if answer.word == "missing":
-            return failure("the host keeps no program under its checksum, although it was sent; is another run replacing it?", answer)
+            answer = self._install(answer.text)
+            if answer.word == "ready":
+                answer = self._shell(RUN, request)
         return answer.result()
 
     def _run_later(self, task_vars):
@@ -220,6 +221,8 @@ class Answer:
                 "the program is not kept on the host, because others may write to `%s`; it must belong to root or to the user "
                 "who runs the program, and be writable by nobody else" % self.text,
             )
+        if self.word == "missing":
+            return failure("the program was sent to the host, but is gone already; does another version of this collection run there?")
         if self.word == "failed":
             return failure("cannot keep the program on the host: %s" % self.text, self)
         parsed = last_object(self.stdout)
