@@ -392,6 +392,22 @@ fn ansibles_documentation_is_fresh() {
     assert_fresh("module-spec/ansible/iptables_balance.yml", &text);
 }
 
+/// The same YAML with lines of at most 150 columns: a line break within a scalar
+/// means a space. The rules for collections allow 160.
+fn wrapped(text: &str) -> String {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let mut rest = line.to_owned();
+        let indent = rest.len() - rest.trim_start().len() + 6;
+        while let Some(at) = rest.get(..150).and_then(|start| start.rfind(' ')) {
+            lines.push(rest[..at].to_owned());
+            rest = " ".repeat(indent) + &rest[at + 1..];
+        }
+        lines.push(rest);
+    }
+    lines.join("\n") + "\n"
+}
+
 /// Ansible reads the documentation of an action plugin in a module of its name.
 #[test]
 fn the_documentation_in_the_collection_is_fresh() {
@@ -405,7 +421,7 @@ fn the_documentation_in_the_collection_is_fresh() {
         return_values(),
     );
     let file = "module-spec/ansible/collection/plugins/modules/balancer.py";
-    assert_fresh(file, &text);
+    assert_fresh(file, &wrapped(&text));
 }
 
 /// One version for the program and everything that ships it.

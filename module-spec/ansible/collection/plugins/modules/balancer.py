@@ -13,13 +13,15 @@ DOCUMENTATION = r"""
   version_added: '0.2.0'
   author: The authors of iptables_balance (@iptables_balance)
   description:
-    - Computes the rules of C(-m statistic) that give each backend exactly its share, compares them by meaning with those of the host, and applies only the difference, atomically.
+    - Computes the rules of C(-m statistic) that give each backend exactly its share, compares them by meaning with those of the host, and applies
+          only the difference, atomically.
     - Numbers and booleans may also come as strings, and lists as comma-separated strings.
   requirements:
     - iptables on the managed host, nft or legacy
     - Python on the managed host for tasks with C(async), and only for these
   notes:
-    - The host keeps the program in C(/var/lib/iptables_balance/bin), or in C(~/.iptables_balance/bin) of a user who is not root, under a name made of its SHA-256. It is sent only where it is missing. Nobody else may write there or in a directory above.
+    - The host keeps the program in C(/var/lib/iptables_balance/bin), or in C(~/.iptables_balance/bin) of a user who is not root, under a name made
+          of its SHA-256. It is sent only where it is missing. Nobody else may write there or in a directory above.
     - The variable C(iptables_balance_directory) names another directory. The directories above it are yours to answer for.
   attributes:
     check_mode:
@@ -35,7 +37,9 @@ DOCUMENTATION = r"""
   options:
     name:
       description:
-        - 'The name of the balancer and of its chain, 1 to 20 of `A-Z a-z 0-9 _ . -`. The balancer owns the chains NAME and NAME/..., in every table, and the rules in other chains that jump to them. It changes nothing else on the host. Alias: `chain`. In CFEngine the name is the promiser.'
+        - 'The name of the balancer and of its chain, 1 to 20 of `A-Z a-z 0-9 _ . -`. The balancer owns the chains NAME and NAME/..., in every table,
+              and the rules in other chains that jump to them. It changes nothing else on the host. Alias: `chain`. In CFEngine the name is the
+              promiser.'
       type: str
       required: true
       aliases: [chain]
@@ -53,13 +57,15 @@ DOCUMENTATION = r"""
       choices: ['nth', 'random']
     backends:
       description:
-        - 'The backends: each an object, or a string `HOST[:PORT] [weight=N]` (IPv6: `[fd00::1]:5308`). IPv4 and IPv6 may be mixed; connections of each family go to the backends of that family. An empty list is an empty pool, see `when_empty`. Required unless `state` is `absent`.'
+        - 'The backends: each an object, or a string `HOST[:PORT] [weight=N]` (IPv6: `[fd00::1]:5308`). IPv4 and IPv6 may be mixed; connections of
+              each family go to the backends of that family. An empty list is an empty pool, see `when_empty`. Required unless `state` is `absent`.'
       type: list
       elements: raw
       suboptions:
         address:
           description:
-            - 'IPv4, IPv6 or a hostname. A hostname stands for all its addresses of the families in use, found anew at each run; they share its weight.'
+            - 'IPv4, IPv6 or a hostname. A hostname stands for all its addresses of the families in use, found anew at each run; they share its
+                  weight.'
           type: str
           required: true
         port:
@@ -79,7 +85,8 @@ DOCUMENTATION = r"""
       choices: ['tcp', 'udp', 'sctp', 'dccp']
     destination_port:
       description:
-        - 'The ports that are balanced: a port, a range `"a:b"`, the name of a service, or a list of up to 15 of these. Required unless `state` is `absent`; `"0:65535"` is every port.'
+        - 'The ports that are balanced: a port, a range `"a:b"`, the name of a service, or a list of up to 15 of these. Required unless `state` is
+              `absent`; `"0:65535"` is every port.'
       type: list
       elements: str
     destination:
@@ -115,7 +122,8 @@ DOCUMENTATION = r"""
       default: false
     masquerade:
       description:
-        - 'Rewrite source addresses, so that replies come back through this host: `balanced` (or true) for the balanced connections, `all` for everything that leaves `out_interface`.'
+        - 'Rewrite source addresses, so that replies come back through this host: `balanced` (or true) for the balanced connections, `all` for
+              everything that leaves `out_interface`.'
       type: str
       default: 'no'
       choices: ['no', 'balanced', 'all']
@@ -135,24 +143,28 @@ DOCUMENTATION = r"""
       default: false
     ip_forward:
       description:
-        - 'Switch on forwarding for the families in use, with `persist` after a reboot too; `absent` leaves it on. When false and it is off: a warning.'
+        - 'Switch on forwarding for the families in use, with `persist` after a reboot too; `absent` leaves it on. When false and it is off: a
+              warning.'
       type: bool
       default: false
     when_empty:
       description:
-        - 'The answer to new connections when no backend has a weight: a refusal at once (a TCP reset; ICMP for the other protocols), no answer, or the way that they would take without a balancer.'
+        - 'The answer to new connections when no backend has a weight: a refusal at once (a TCP reset; ICMP for the other protocols), no answer, or
+              the way that they would take without a balancer.'
       type: str
       default: 'reject'
       choices: ['reject', 'drop', 'pass']
     disconnect:
       description:
-        - 'End the connections to a backend that was removed, by deleting their conntrack entries: only UDP, so that clients move to another backend at once; every protocol; or none.'
+        - 'End the connections to a backend that was removed, by deleting their conntrack entries: only UDP, so that clients move to another backend
+              at once; every protocol; or none.'
       type: str
       default: 'udp'
       choices: ['udp', 'always', 'never']
     persist:
       description:
-        - 'Make it survive a reboot: true finds the distribution''s own files; one path serves one family, with both in use it takes the mapping. With `absent`, the files named are cleaned too.'
+        - 'Make it survive a reboot: true finds the distribution''s own files; one path serves one family, with both in use it takes the mapping.
+              With `absent`, the files named are cleaned too.'
       type: raw
       default: false
     variant:

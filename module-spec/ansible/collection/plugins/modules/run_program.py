@@ -53,7 +53,6 @@ msg:
 import hashlib
 import json
 import os
-import subprocess
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -73,12 +72,11 @@ def main():
         module.fail_json(msg="cannot read the program: %s" % error)
     if found != expected:
         module.fail_json(msg="`%s` is not the program that its name says; remove it" % program)
+    rc, out, err = module.run_command([program, "-"], data=module.params["request"], binary_data=True)
     try:
-        process = subprocess.Popen([program, "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        out, err = process.communicate(module.params["request"].encode("utf-8"))
-        result = json.loads(out.decode("utf-8"))
-    except (OSError, ValueError) as error:
-        module.fail_json(msg="cannot run the program: %s" % error)
+        result = json.loads(out)
+    except ValueError as error:
+        module.fail_json(msg="the program gave no result: %s" % error, rc=rc, stdout=out, stderr=err)
     module.exit_json(**result)
 
 
