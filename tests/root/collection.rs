@@ -135,20 +135,21 @@ fn become_works_with_sudo_and_su_with_a_password_and_at_a_terminal() {
     for release in releases() {
         let host = SshHost::new("");
         let tasks = json!([task("W")]);
-        let with = |user: &str, options: &str, changed: u32| {
-            let played = succeeds(&host, &release, user, &tasks, &["--become", "-e", options]);
+        // A request in a file is a file that Ansible transfers.
+        let with = |user: &str, options: &str, changed: u32, in_a_file: bool| {
+            let options = ["--become", "-e", options, "-vvv"];
+            let played = succeeds(&host, &release, user, &tasks, &options);
             assert_eq!(played.recap("changed"), changed, "{}", played.text);
+            let is_transferred = played.text.contains("/stdin");
+            assert_eq!(is_transferred, in_a_file, "{}", played.text);
         };
-        with("deploy", "ansible_become_password=secret", 1);
-        with("deploy", "ansible_become_password=secret", 0);
+        with("deploy", "ansible_become_password=secret", 1, false);
+        with("deploy", "ansible_become_password=secret", 0, false);
         host.shell(&format!("rm -r {KEPT}"));
-        with(
-            "deploy",
-            "ansible_become_method=su ansible_become_password=secret",
-            0,
-        );
+        let su = "ansible_become_method=su ansible_become_password=secret";
+        with("deploy", su, 0, true);
         host.shell(&format!("rm -r {KEPT}"));
-        with("tight", "", 0);
+        with("tight", "", 0, true);
         assert_eq!(
             host.shell(&format!("stat -c %u {KEPT}/iptables_balance-*")),
             "0\n"

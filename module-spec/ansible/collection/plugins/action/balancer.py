@@ -16,7 +16,7 @@ import json
 import os
 import shlex
 
-from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure, AnsibleError
+from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.module_utils.six.moves.collections_abc import Mapping, Sequence
 from ansible.plugins.action import ActionBase
@@ -41,11 +41,13 @@ if [ "$named" ]; then dir=$named
 elif [ "$(id -u)" = 0 ]; then dir=/var/lib/iptables_balance/bin
 else dir=$HOME/.iptables_balance/bin; fi
 file=$dir/iptables_balance-$sum
+# True for what belongs to root or to this user, and is writable by nobody else. A symbolic link counts as writable.
 mine() {
   set -- $(ls -ldn "$1")
-  case $1 in l*|?????w*|????????w*) return 1 ;; esac
+  case $1 in ?????w*|????????w*) return 1 ;; esac
   [ "$3" = 0 ] || [ "$3" = "$(id -u)" ]
 }
+# Ends the script unless that holds for the directory and those above.
 safe() {
   place=$(cd "$dir" && pwd -P) || say failed "cannot enter $dir"
   while mine "${place:-/}"; do
@@ -54,6 +56,7 @@ safe() {
   done
   say unsafe "${place:-/}"
 }
+# True if the file has the expected checksum.
 whole() { [ "$(sha256sum <"$1")" = "$sum  -" ]; }
 """
 
@@ -102,7 +105,6 @@ class ActionModule(ActionBase):
         self._supports_check_mode = True
         self._supports_diff = True
         result = super(ActionModule, self).run(tmp, task_vars)
-        self._without_stdin = False
         self._directory = self._named_directory(task_vars)
         if self._task.async_val:
             result.update(self._run_later(task_vars))
@@ -168,24 +170,16 @@ class ActionModule(ActionBase):
         if stdin is None:
             return Answer(self._low_level_execute_command(command + " </dev/null"))
         if self._can_pipe():
-            try:
-                executed = self._low_level_execute_command(command, in_data=stdin)
-            except AnsibleConnectionFailure:
-                raise
-            except AnsibleError as error:
-                executed = {"rc": 1, "stdout": "", "stderr": to_text(error)}
-                if "tty" not in executed["stderr"]:
-                    raise
+            executed = self._low_level_execute_command(command, in_data=stdin)
             if executed["rc"] == 0 or "tty" not in executed["stderr"]:
                 return Answer(executed)
             display.vv("this sudo insists on a terminal; the request goes through a file")
-            self._without_stdin = True
         return Answer(self._shell_with_file(command, stdin))
 
     def _can_pipe(self):
         become = self._connection.become
         uses_su = become is not None and become.name.rsplit(".", 1)[-1] == "su"
-        return self._connection.has_pipelining and not uses_su and not self._without_stdin
+        return self._connection.has_pipelining and not uses_su
 
     def _shell_with_file(self, command, stdin):
         shell = self._connection._shell
