@@ -301,6 +301,16 @@ fn a_program_that_others_could_have_changed_is_never_run() {
         host.shell(&mend);
         succeeds(&host, release, "root", &tasks, &[]);
     }
+    host.shell(&format!(
+        "install -d -m 777 /home/open && install -d /home/open/bin && rm -r {KEPT} && ln -s /home/open/bin {KEPT}"
+    ));
+    fails(
+        &host,
+        "root",
+        &[],
+        "because others may write to `/home/open`",
+    );
+    host.shell(&format!("rm {KEPT}"));
     let named = [
         "-e",
         "iptables_balance_directory=/home/deploy/../shared/programs",

@@ -40,16 +40,16 @@ for pair in "$@"; do case $pair in "$arch="*) sum=${pair#*=} ;; esac; done
 if [ "$named" ]; then dir=$named
 elif [ "$(id -u)" = 0 ]; then dir=/var/lib/iptables_balance/bin
 else dir=$HOME/.iptables_balance/bin; fi
-file=$dir/iptables_balance-$sum
 # True for what belongs to root or to this user, and is writable by nobody else. A symbolic link counts as writable.
 mine() {
   set -- $(ls -ldn "$1")
   case $1 in ?????w*|????????w*) return 1 ;; esac
   [ "$3" = 0 ] || [ "$3" = "$(id -u)" ]
 }
-# Ends the script unless that holds for the directory and those above.
+# Ends the script unless that holds for the directory and those above. From then on no path leads through a symbolic link.
 safe() {
-  place=$(cd "$dir" && pwd -P) || say failed "cannot enter $dir"
+  dir=$(cd "$dir" && pwd -P) || say failed "cannot enter the directory"
+  file=$dir/iptables_balance-$sum place=$dir
   while mine "${place:-/}"; do
     [ "$place" ] && [ -z "$named" ] || return 0
     place=${place%/*}
