@@ -123,6 +123,10 @@ stage_for_all() {
   maintainer=$(metadata '["packages"][0]["metadata"]["deb"]["maintainer"]')
   printf 'iptables-balance (%s) unstable; urgency=medium\n\n  * The changes are in CHANGELOG.md.gz.\n\n -- %s  %s\n' \
     "$version" "$maintainer" "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$stage/changelog.gz"
+  # The examples call the module and the program as the deb and the rpm install them.
+  cp -r examples "$stage/examples"
+  sed -i 's/iptables_balance\.gateway\.balancer:/iptables_balance:/' "$stage"/examples/ansible/*.yml
+  sed -i 's|\$(sys.workdir)/modules/promises/|/usr/sbin/|' "$stage"/examples/cfengine/*.cf
   cat module-spec/debian-copyright LICENSE-MIT >"$stage/licence"
 }
 

@@ -19,10 +19,10 @@ rm -f \"$3\" \"$3\"6 /etc/sysctl.d/zz-iptables_balance.conf
 conntrack -L 2>/dev/null | grep -q sport=4000 && exit
 conntrack -I -p udp -s 10.8.0.2 -d 10.8.0.1 --sport 4000 --dport 5308 --dst-nat 10.9.0.1 -t 600 2>/dev/null >&2";
 
-/// The state that the request changes.
+/// The state that the request changes, without the lines that hold the time.
 const STATE: &str = "
-iptables-$1-save -c | grep W
-ip6tables-$1-save -c | grep W
+iptables-$1-save -c | grep -v '^#' | grep W
+ip6tables-$1-save -c | grep -v '^#' | grep W
 cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding
 cat /etc/sysctl.d/zz-* \"$2\" \"$2\"6 2>&1
 ls -A /etc/sysctl.d $(dirname \"$2\")

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::collection::packaged;
 use crate::lab::{Namespace, sh, shown};
@@ -142,24 +142,29 @@ fn the_deb_installs_upgrades_works_and_goes() {
 
 /// Program, man pages, completions, Ansible and CFEngine, by their usual paths.
 fn uses(copy: &Copy) {
-    copy.write("/tmp/play.yml", &json!([{"hosts": "localhost", "gather_facts": false, "tasks": [
-        {"iptables_balance": {"name": "W", "destination_port": 80, "backends": ["10.9.0.1"]}, "register": "done"},
-        {"ansible.builtin.assert": {"that": "done.changed"}},
-    ]}]).to_string());
     let documented = copy.shell("ansible-doc -j iptables_balance");
     let documented: Value = serde_json::from_str(&documented).unwrap();
     assert_eq!(
         documented["iptables_balance"]["doc"]["module"],
         "iptables_balance"
     );
-    copy.shell("ansible-playbook -i localhost, -c local /tmp/play.yml");
-    assert!(copy.shell("iptables-save -t nat").contains("-j W\n"));
-    copy.write("/tmp/policy/main.cf", "body common control { inputs => { \"/usr/share/iptables_balance/cfengine/enable.cf\" }; bundlesequence => { \"main\" }; }\n\
-        bundle agent main\n{\n  iptables_balance:\n    \"W\" state => \"absent\";\n}");
+    let examples = "/usr/share/doc/iptables-balance/examples";
+    copy.shell(&format!(
+        "cd {examples}/ansible && ansible-playbook -i inventory.ini nth.yml"
+    ));
+    assert!(copy.shell("iptables-save -t nat").contains("-j CFENGINE\n"));
     copy.shell("mkdir -p /tmp/w/bin /tmp/w/inputs; chmod 700 /tmp/w/inputs; ln -s /usr/bin/cf-promises /tmp/w/bin/");
-    let said = copy.shell("cf-agent -w /tmp/w -KI -f /tmp/policy/main.cf");
-    assert!(said.contains("info: Deleted chain 'W'"), "{said}");
-    assert!(!copy.shell("iptables-save -t nat").contains(":W "));
+    let agent = "cf-agent -w /tmp/w -KI -f";
+    let kept = copy.shell(&format!("{agent} {examples}/cfengine/hubs.cf"));
+    assert!(
+        !kept.contains("info:") && !kept.contains("The balancer"),
+        "{kept}"
+    );
+    copy.write("/tmp/policy/main.cf", "body common control { inputs => { \"/usr/share/iptables_balance/cfengine/enable.cf\" }; bundlesequence => { \"main\" }; }\n\
+        bundle agent main\n{\n  iptables_balance:\n    \"CFENGINE\" state => \"absent\";\n}");
+    let said = copy.shell(&format!("{agent} /tmp/policy/main.cf"));
+    assert!(said.contains("info: Deleted chain 'CFENGINE'"), "{said}");
+    assert!(!copy.shell("iptables-save -t nat").contains(":CFENGINE "));
     for page in [
         "8 iptables_balance",
         "5 iptables_balance",
