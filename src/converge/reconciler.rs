@@ -345,11 +345,10 @@ impl<'a, H: Host> Reconciler<'a, H> {
     /// The families whose nat table tells that the balancer has rules in filter,
     /// where none is planned.
     fn families_left_in_filter(&self, found: &BTreeMap<Family, Ruleset>) -> Vec<(Family, Scope)> {
-        let mark = plan::filter_mark(&self.request.name);
         let is_left = |(family, ruleset): &(&Family, &Ruleset)| {
             let is_planned = self.plan.tables.contains_key(&(**family, Table::Filter));
-            let is_marked = ruleset.owned(Table::Nat).chains.contains_key(&mark);
-            is_marked && !is_planned && self.request.balancer().is_some()
+            let is_marked = plan::is_marked(&self.request.name, ruleset.owned(Table::Nat));
+            is_marked && !is_planned && !self.request.is_absent()
         };
         let left = found.iter().filter(is_left);
         left.map(|(family, _)| (*family, Scope::Only(Table::Filter)))
@@ -358,7 +357,7 @@ impl<'a, H: Host> Reconciler<'a, H> {
 
     /// The tables of a family that are read in any case.
     fn scopes(&self, family: Family) -> Vec<(Family, Scope)> {
-        if self.request.balancer().is_none() {
+        if self.request.is_absent() {
             return vec![(family, Scope::All)];
         }
         let mut scopes = vec![(family, Scope::Only(Table::Nat))];
@@ -429,12 +428,10 @@ pub(super) fn without_panic<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
 /// an empty list of backends is of no family in particular.
 fn supported_plan(host: &impl Host, request: &Request) -> Plan {
     let mut plan = Plan::new(request);
-    let pools = request
-        .balancer()
-        .map_or(&[][..], |balancer| &balancer.pools);
-    for pool in pools.iter().filter(|pool| pool.backends.is_empty()) {
-        if !host.supports(pool.family) {
-            plan.tables.retain(|(family, _), _| *family != pool.family);
+    for family in Family::BOTH {
+        let mut pools = request.pools().filter(|(_, pool)| pool.family == family);
+        if !host.supports(family) && pools.all(|(_, pool)| pool.backends.is_empty()) {
+            plan.tables.retain(|(used, _), _| *used != family);
         }
     }
     plan

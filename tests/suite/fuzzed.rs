@@ -142,10 +142,8 @@ pub fn host(input: &[u8]) {
     let Ok(request) = Request::from_json(object) else {
         return;
     };
-    if request
-        .balancer()
-        .is_some_and(|balancer| balancer.pools.iter().any(|pool| pool.backends.len() > 200))
-    {
+    let backends: usize = request.pools().map(|(_, pool)| pool.backends.len()).sum();
+    if backends > 200 {
         return;
     }
     let models = [false, true].map(|ipv6| {

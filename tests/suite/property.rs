@@ -236,7 +236,7 @@ proptest! {
         }
 
         // The shares of the arrangement are those of the rules.
-        for pool in request(&second).balancer().into_iter().flat_map(|balancer| &balancer.pools) {
+        for (_, pool) in request(&second).pools() {
             let found = shares::shares_of_chain(again.before.rules[&pool.family].owned(Table::Nat), "W");
             let found: Vec<_> = pool.backends.iter().map(|backend| found.get(&backend.endpoint).copied().unwrap_or(Share::NONE)).collect();
             prop_assert_eq!(pool.arrangement.shares(pool.backends.len()), found);

@@ -90,11 +90,12 @@ struct Attribute {
 }
 
 /// In the order in which they are declared, which is the order of the contract.
-const ORDER: [&str; 22] = [
+const ORDER: [&str; 23] = [
     "name",
     "state",
     "mode",
     "backends",
+    "balancers",
     "protocol",
     "destination_port",
     "destination",
@@ -131,6 +132,7 @@ fn attributes(schema: &Value, order: &[&str]) -> Vec<Attribute> {
 fn attribute(schema: &Value, name: &str, property: &Value) -> Attribute {
     let (ansible_type, elements) = match name {
         "backends" => ("list", Some("raw")),
+        "balancers" => ("list", Some("dict")),
         "destination_port" | "destination" | "source" | "snat_address" => ("list", Some("str")),
         "local_traffic" | "forward" | "ip_forward" => ("bool", None),
         "persist" => ("raw", None),
@@ -208,6 +210,23 @@ fn backend_attributes(schema: &Value) -> Vec<Attribute> {
     let mut inner = schema["$defs"]["Backend"].clone();
     inner["$defs"] = schema["$defs"].clone();
     attributes(&inner, &["address", "port", "weight"])
+}
+
+/// The attributes of a balancer in a set.
+fn member_attributes(schema: &Value) -> Vec<Attribute> {
+    let mut inner = schema["$defs"]["Balancer"].clone();
+    inner["$defs"] = schema["$defs"].clone();
+    let own = [
+        "state",
+        "variant",
+        "wait",
+        "persist",
+        "ip_forward",
+        "jump",
+        "balancers",
+    ];
+    let order = ORDER.iter().filter(|name| !own.contains(name));
+    attributes(&inner, &order.copied().collect::<Vec<_>>())
 }
 
 /// A YAML string on one line.
@@ -338,12 +357,12 @@ fn ansibles_documentation_is_fresh() {
          \x20   diff_mode:\n      support: full\n      description: Shows the balancer's own chains and the rules that lead into them.\n\
          \x20   platform:\n      support: full\n      platforms: linux\n      description: Linux with iptables.\n  options:\n",
     );
-    let inner = backend_attributes(&request);
+    let (inner, members) = (backend_attributes(&request), member_attributes(&request));
     for attribute in attributes(&request, &ORDER) {
-        let inner = if attribute.name == "backends" {
-            inner.as_slice()
-        } else {
-            &[]
+        let inner = match attribute.name.as_str() {
+            "backends" => inner.as_slice(),
+            "balancers" => members.as_slice(),
+            _ => &[],
         };
         option(&mut text, &attribute, 4, inner);
     }
@@ -419,6 +438,9 @@ fn the_reference_is_fresh() {
             inner
                 .iter()
                 .for_each(|attribute| row(attribute, "backends[]."));
+        }
+        if attribute.name == "balancers" {
+            row(&member_attributes(&request)[0], "balancers[].");
         }
     }
     text += &fs::read_to_string(Path::new(ROOT).join("module-spec/reference.in.md")).unwrap();
