@@ -21,5 +21,6 @@ mod fuzzed;
 mod golden;
 mod model;
 mod property;
+mod sets;
 mod spec;
 mod tidy;

@@ -17,18 +17,18 @@ use serde_json::{Value, json};
 use crate::fake::{Broken, Fake, Fault};
 use crate::model::{Connection, Model};
 
-fn request(value: &Value) -> Request {
+pub fn request(value: &Value) -> Request {
     Request::from_json(value.as_object().unwrap().clone()).unwrap()
 }
 
-fn run(host: &Fake, value: &Value, run: RunMode) -> Outcome {
+pub fn run(host: &Fake, value: &Value, run: RunMode) -> Outcome {
     let request = request(value);
     let prefetch = || Some(Prefetch::begin(host, &request.name).finish());
     converge(host, &request, run, prefetch, &mut |_| ()).unwrap()
 }
 
 /// The lines of a dump that are not the balancer's, without counters.
-fn foreign(dump: &str) -> Vec<String> {
+pub fn foreign(dump: &str) -> Vec<String> {
     let ours = |line: &&str| {
         let mut words = line.split(' ');
         words.any(|word| {
@@ -143,7 +143,7 @@ fn clutter() -> impl Strategy<Value = Vec<&'static str>> {
     )
 }
 
-fn cluttered(ipv6: bool, lines: &[&str]) -> Model {
+pub fn cluttered(ipv6: bool, lines: &[&str]) -> Model {
     let mut model = Model::new(ipv6);
     model
         .restore(
