@@ -146,6 +146,24 @@ impl UncheckedRequest {
         given("balancers", &self.attributes.balancers).is_some()
     }
 
+    /// Returns true for a set whose balancers seem to have rules in filter, so that one
+    /// dump of all tables is less than one of each.
+    #[must_use]
+    pub fn mentions_filter(&self) -> bool {
+        let is_said = |item: &Value| match item {
+            Value::Object(item) => item.contains_key("forward"),
+            Value::String(text) => text.contains("\"forward\""),
+            _ => false,
+        };
+        let is_default = given("forward", &self.attributes.forward).is_some();
+        match &self.attributes.balancers {
+            None | Some(Value::Null) => false,
+            Some(Value::Array(items)) => is_default || items.iter().any(is_said),
+            Some(Value::Object(items)) => is_default || items.values().any(is_said),
+            Some(text) => is_default || is_said(text),
+        }
+    }
+
     /// Checks everything except the addresses of names.
     ///
     /// # Errors

@@ -7,9 +7,10 @@ use iptables_balance::converge::outcome::{Outcome, RunMode};
 use iptables_balance::converge::prefetch::Prefetch;
 use iptables_balance::diff;
 use iptables_balance::frontend::cfengine;
-use iptables_balance::netfilter::Family;
+use iptables_balance::host::Scope;
 use iptables_balance::netfilter::rule::Rule;
 use iptables_balance::netfilter::ruleset::Ruleset;
+use iptables_balance::netfilter::{Family, Table};
 use iptables_balance::plan::Plan;
 use iptables_balance::report::Report;
 use iptables_balance::request::{Name, Request, UncheckedRequest, json};
@@ -20,7 +21,8 @@ use crate::fake::Fake;
 use crate::model::Model;
 
 fn apply(host: &Fake, request: &Request) -> Outcome {
-    let prefetch = || Some(Prefetch::begin(host, &request.name).finish());
+    let prefetch =
+        || Some(Prefetch::begin(host, &request.name, Scope::Only(Table::Nat), false).finish());
     converge(host, request, RunMode::Apply, prefetch, &mut |_| ()).unwrap()
 }
 

@@ -7,6 +7,7 @@ use iptables_balance::converge::converge;
 use iptables_balance::converge::outcome::{Outcome, RunMode};
 use iptables_balance::converge::prefetch::Prefetch;
 use iptables_balance::diff::change::Kind;
+use iptables_balance::host::Scope;
 use iptables_balance::netfilter::shares;
 use iptables_balance::netfilter::statistic::Share;
 use iptables_balance::netfilter::{Family, Table};
@@ -23,7 +24,8 @@ pub fn request(value: &Value) -> Request {
 
 pub fn run(host: &Fake, value: &Value, run: RunMode) -> Outcome {
     let request = request(value);
-    let prefetch = || Some(Prefetch::begin(host, &request.name).finish());
+    let prefetch =
+        || Some(Prefetch::begin(host, &request.name, Scope::Only(Table::Nat), false).finish());
     converge(host, &request, run, prefetch, &mut |_| ()).unwrap()
 }
 
@@ -335,7 +337,7 @@ fn a_change_after_the_prefetch_is_seen() {
     let value = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
     let host = Fake::new(Model::new(false), Model::new(true));
     let wanted = request(&value);
-    let prefetch = Prefetch::begin(&host, &wanted.name).finish();
+    let prefetch = Prefetch::begin(&host, &wanted.name, Scope::Only(Table::Nat), false).finish();
     assert_eq!(run(&host, &value, RunMode::Apply).failure, None);
     let after = host.dump();
     let late = converge(
