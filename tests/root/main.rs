@@ -34,4 +34,5 @@ mod long_run;
 #[allow(dead_code)]
 mod model;
 mod releases;
+mod sets;
 mod trust;
