@@ -6,6 +6,7 @@ mod set;
 
 use std::borrow::Cow;
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use schemars::JsonSchema;
@@ -269,6 +270,14 @@ impl Report {
             name: Some(name),
             source: Some((request, outcome)),
         }
+    }
+
+    /// The balancers of a set that changes are about, each with their number.
+    #[must_use]
+    pub fn changed_balancers(&self) -> BTreeMap<&str, usize> {
+        let name = self.source.as_ref().map(|(request, _)| &request.name);
+        let steps = &self.changes.value;
+        name.map_or_else(BTreeMap::new, |name| set::changed_balancers(name, steps))
     }
 
     /// Adds the state before and after.

@@ -39,11 +39,10 @@ pub fn policy(namespace: &Namespace, name: &str, text: &str) -> PathBuf {
 
 fn example(namespace: &Namespace, name: &str) -> PathBuf {
     let folder = Path::new(ROOT).join("examples/cfengine");
-    policy(
-        namespace,
-        "weights.json",
-        &fs::read_to_string(folder.join("weights.json")).unwrap(),
-    );
+    for data in ["weights.json", "edge.json"] {
+        let text = fs::read_to_string(folder.join(data)).unwrap();
+        policy(namespace, data, &text);
+    }
     policy(
         namespace,
         name,
@@ -283,6 +282,78 @@ fn all_forms_of_an_attribute_are_the_same() {
     }
 }
 
+/// A set in every way in which CFEngine hands over structured data.
+#[test]
+fn all_forms_of_a_set_are_the_same() {
+    let namespace = Namespace::new("f");
+    let forms = [
+        "balancers => @(container)",
+        "balancers => storejson(@(container))",
+        r#"balancers => mergedata("arr")"#,
+        "balancers => @(texts)",
+    ];
+    for (number, form) in forms.iter().enumerate() {
+        let text = promises(&format!(
+            r#"  vars:
+    "container" data => '[{{"name": "a", "destination_port": "80", "backends": ["10.9.0.1"]}}, {{"name": "b", "destination_port": 81, "backends": "10.9.0.1,10.9.0.2"}}]';
+    "texts" slist => {{ '{{"name": "a", "destination_port": 80, "backends": "10.9.0.1"}}', '{{"name": "b", "destination_port": 81.0, "backends": ["10.9.0.1", "10.9.0.2"]}}' }};
+    "arr[0][name]" string => "a";
+    "arr[0][destination_port]" string => "80";
+    "arr[0][backends]" string => "10.9.0.1";
+    "arr[1][name]" string => "b";
+    "arr[1][destination_port]" string => "81";
+    "arr[1][backends]" slist => {{ "10.9.0.1", "10.9.0.2" }};
+  iptables_balance: "EDGE" {form}, classes => outcome("one");"#
+        ));
+        let said = agent(&namespace, &policy(&namespace, "p.cf", &text), &["-KI"]);
+        let expected = if number == 0 {
+            "R: one repaired"
+        } else {
+            "R: one kept"
+        };
+        assert!(said.contains(&expected.to_owned()), "{form}: {said:?}");
+    }
+}
+
+/// With hundreds of balancers a message says what changes in which one.
+#[test]
+fn a_large_set_is_reported_balancer_by_balancer() {
+    let namespace = Namespace::new("f");
+    let mut agent = StandIn::greeted(&namespace);
+    let set = |backends: &str| {
+        let balancer = |number: u16| json!({"name": format!("b{number}"), "destination_port": 1000 + number, "backends": backends});
+        json!({"balancers": (0..150).map(balancer).collect::<Vec<_>>()})
+    };
+    let reply = agent.promise("evaluate_promise", "EDGE", &set("10.9.0.1"));
+    assert_eq!(reply["result"], "repaired");
+    let logs = reply["log"].as_array().unwrap();
+    let infos = logs.iter().filter(|log| log["level"] == "info");
+    let infos: Vec<&str> = infos.map(|log| log["message"].as_str().unwrap()).collect();
+    assert!(infos.len() <= 101, "{}", infos.len());
+    assert!(
+        infos.contains(&"Changed balancer 'b0' of set 'EDGE', with 3 changes"),
+        "{infos:?}"
+    );
+    assert!(
+        infos
+            .last()
+            .unwrap()
+            .starts_with("Changed 50 more balancers"),
+        "{infos:?}"
+    );
+    let mut dry = set("10.9.0.2");
+    dry["action_policy"] = json!("warn");
+    let reply = agent.promise("evaluate_promise", "EDGE", &dry);
+    assert_eq!(reply["result"], "not_kept");
+    let text = reply["log"].to_string();
+    assert!(
+        text.contains(
+            "Should change balancer 'b0' of set 'EDGE', with 1 change, but only warning promised"
+        ),
+        "{text}"
+    );
+}
+
 #[test]
 fn the_examples_do_what_they_say_and_balance_real_connections() {
     let mut lab = Lab::new();
@@ -339,6 +410,24 @@ fn the_examples_do_what_they_say_and_balance_real_connections() {
         [""; 0]
     );
     gateway.forward(true);
+    let dry = agent(gateway, &example(gateway, "edge.cf"), &["-KIn"]);
+    assert!(
+        dry.iter().all(|line| line.starts_with("warning: Should ")),
+        "{dry:?}"
+    );
+    let done = agent(gateway, &example(gateway, "edge.cf"), &["-KI"]);
+    let expected = "info: Created chain 'EDGE/web' in table 'nat' of ipv4";
+    assert!(done.contains(&expected.to_owned()), "{done:?}");
+    assert_eq!(
+        agent(gateway, &example(gateway, "edge.cf"), &["-KI"]),
+        [""; 0]
+    );
+    let web = lab.client.connect("tcp", "10.8.0.1:443", 4);
+    assert!(
+        web.iter()
+            .all(|one| ["10.9.0.1", "10.9.0.2"].contains(&one.as_str())),
+        "{web:?}"
+    );
     let gone = agent(gateway, &example(gateway, "absent.cf"), &["-KI"]);
     let (told, deleted): (Vec<_>, Vec<_>) = gone
         .iter()

@@ -367,9 +367,15 @@ fn ansibles_documentation_is_fresh() {
         option(&mut text, &attribute, 4, inner);
     }
     text += "EXAMPLES: |\n";
-    text += &["nth.yml", "random.yml", "gateway.yml", "absent.yml"]
-        .map(|name| tasks(&playbook(name)))
-        .join("\n");
+    text += &[
+        "nth.yml",
+        "random.yml",
+        "gateway.yml",
+        "edge.yml",
+        "absent.yml",
+    ]
+    .map(|name| tasks(&playbook(name)))
+    .join("\n");
     text += "RETURN:\n";
     let mut values = String::new();
     returned(&mut values, &result, &result["properties"], 2);
