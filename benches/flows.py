@@ -37,20 +37,20 @@ def checksum(data):
     return ~total & 0xFFFF
 
 
-def frame(mac, number):
-    """A UDP packet from a client and port of its own to 10.8.0.1:5308, without a UDP checksum."""
-    udp = struct.pack("!HHHH", 1024 + number % 60_000, 5308, 9, 0) + b"?"
+def frame(mac, number, port):
+    """A UDP packet from a client and port of its own to a port of 10.8.0.1, without a UDP checksum."""
+    udp = struct.pack("!HHHH", 1024 + number % 60_000, port, 9, 0) + b"?"
     source = socket.inet_aton(f"10.8.1.{number // 60_000 + 1}")
     head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, source, socket.inet_aton("10.8.0.1"))
     head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
     return mac + b"\x02\0\0\0\0\x02" + b"\x08\x00" + head + udp
 
 
-def client(mac):
+def client(mac, port):
     """Sends for as long as it is told to, and says how long a packet took."""
     sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     sender.bind(("wan", 0))
-    frames = itertools.cycle([frame(bytes.fromhex(mac.replace(":", "")), number) for number in range(120_000)])
+    frames = itertools.cycle([frame(bytes.fromhex(mac.replace(":", "")), number, port) for number in range(120_000)])
     print("ready", flush=True)
     for line in sys.stdin:
         count, end = 0, time.perf_counter() + float(line)
@@ -67,7 +67,7 @@ class Setup:
 
     count = 0
 
-    def __init__(self, label, rules):
+    def __init__(self, label, rules, port=5308):
         Setup.count += 1
         self.label = label
         self.client, self.gateway, self.server = (f"ipbf{os.getpid()}{role}{Setup.count}" for role in "cgs")
@@ -91,7 +91,7 @@ class Setup:
         # From here on connections are tracked; they are forgotten again at once.
         self.inside("sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout=1")
         self.process = subprocess.Popen(
-            ["ip", "netns", "exec", self.client, sys.executable, __file__, "--client", self.mac(gateway, "front")],
+            ["ip", "netns", "exec", self.client, sys.executable, __file__, "--client", self.mac(gateway, "front"), str(port)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.process.stdout.readline()
 
@@ -197,7 +197,7 @@ def main():
     arguments.add_argument("sizes", type=int, nargs="*")
     arguments = arguments.parse_args()
     if arguments.client:
-        return client(arguments.client)
+        return client(arguments.client, *arguments.sizes)
     if os.geteuid() != 0:
         os.execvp("unshare", ["unshare", "--map-root-user", "--net", "--mount", "sh", "-c",
                               'mount -t tmpfs tmpfs /run && exec "$0" "$@"', sys.executable, *sys.argv])

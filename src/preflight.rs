@@ -1,7 +1,7 @@
 //! Preflight checks: requests that would do harm on this host are refused, with
 //! the reason and the way out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -9,15 +9,35 @@ use ipnet::IpNet;
 use crate::effects::sysctl;
 use crate::host::{Facts, Host, Questions};
 use crate::netfilter::{self, Family, Protocol};
-use crate::request::{Backend, Balancer, Destination, Request, WhenEmpty};
+use crate::request::{Backend, Balancer, Destination, Request, WhenEmpty, listed};
 
 /// The facts of the host that the request depends on.
 #[must_use]
 pub fn facts(host: &impl Host, request: &Request) -> Facts {
-    match request.balancer() {
-        Some(balancer) => host.facts(&questions(balancer, &sysctl::observe(host))),
-        None => Facts::default(),
+    if request.balancers().is_empty() {
+        return Facts::default();
     }
+    let forwarding = sysctl::observe(host);
+    let questions = request
+        .balancers()
+        .iter()
+        .map(|balancer| questions(balancer, &forwarding));
+    host.facts(&merged(questions))
+}
+
+/// The questions of all balancers.
+fn merged(questions: impl Iterator<Item = Questions>) -> Questions {
+    let mut all = Questions::default();
+    for mut one in questions {
+        all.addresses.append(&mut one.addresses);
+        all.ssh |= one.ssh;
+        all.route_localnet |= one.route_localnet;
+        all.forwarding |= one.forwarding;
+        all.tracking.append(&mut one.tracking);
+    }
+    all.addresses.sort_unstable();
+    all.addresses.dedup();
+    all
 }
 
 /// The facts that matter for a balancer, given which families are forwarded.
@@ -49,7 +69,7 @@ fn questions(balancer: &Balancer, forwarding: &BTreeMap<Family, bool>) -> Questi
         route_localnet: names_loopback
             || backends().any(|backend| backend.endpoint.address.is_loopback()),
         forwarding: Family::BOTH.into_iter().any(is_off),
-        ..Questions::of_tracking(balancer.protocol)
+        ..Questions::of_tracking([balancer.protocol])
     }
 }
 
@@ -58,11 +78,43 @@ fn questions(balancer: &Balancer, forwarding: &BTreeMap<Family, bool>) -> Questi
 /// # Errors
 /// The harm that the request would do, and the way out.
 pub fn check(request: &Request, facts: &Facts) -> Result<Vec<String>, String> {
-    let mut warnings = request.warnings.clone();
-    if let Some(balancer) = request.balancer() {
-        warnings.extend(check_balancer(balancer, facts)?);
+    let mut found = Vec::new();
+    for balancer in request.balancers() {
+        let warnings = check_balancer(balancer, facts);
+        let warnings = warnings.map_err(|harm| named(balancer, &harm))?;
+        found.extend(warnings.into_iter().map(|warning| (balancer, warning)));
     }
+    let mut warnings = request.warnings.clone();
+    warnings.extend(grouped(found));
     Ok(warnings)
+}
+
+/// A text about a balancer, with its name if it is one of a set.
+fn named(balancer: &Balancer, text: &str) -> String {
+    match &balancer.name {
+        Some(name) => format!("balancer `{name}`: {text}"),
+        None => text.to_owned(),
+    }
+}
+
+/// Warnings, each with the names of all balancers of the set that it is about.
+#[must_use]
+pub fn grouped<'a>(warnings: impl IntoIterator<Item = (&'a Balancer, String)>) -> Vec<String> {
+    let mut texts: Vec<(String, Vec<&str>)> = Vec::new();
+    let mut places = HashMap::new();
+    for (balancer, text) in warnings {
+        let place = *places.entry(text.clone()).or_insert(texts.len());
+        if place == texts.len() {
+            texts.push((text, Vec::new()));
+        }
+        texts[place].1.extend(balancer.name.as_deref());
+    }
+    let worded = |(text, names): (String, Vec<&str>)| match names.len() {
+        0 => text,
+        1 => format!("balancer {}: {text}", listed(names.into_iter())),
+        _ => format!("balancers {}: {text}", listed(names.into_iter())),
+    };
+    texts.into_iter().map(worded).collect()
 }
 
 fn check_balancer(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, String> {
@@ -82,7 +134,7 @@ fn check_balancer(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, Str
 /// conntrack entry a client's packets have no ports, and are one connection.
 #[must_use]
 pub fn untracked(balancer: &Balancer, facts: &Facts) -> Option<String> {
-    facts.is_untracked.then(|| {
+    facts.untracked.contains(&balancer.protocol).then(|| {
         format!(
             "protocol: this kernel does not track {0} connections, so all that a client sends goes to one server, \
              and to the port that it was addressed to; it takes a kernel that does, or its module nf_conntrack_proto_{0}",
@@ -261,7 +313,7 @@ mod tests {
                 port: 22,
             }),
             route_localnet: vec!["eth1".to_owned()],
-            is_untracked: false,
+            untracked: BTreeSet::new(),
         }
     }
 
@@ -292,7 +344,7 @@ mod tests {
                 .extend(more.as_object().unwrap().clone());
             let request = Request::from_json(object.as_object().unwrap().clone()).unwrap();
             let forwarding = BTreeMap::from([(Family::Ipv4, true), (Family::Ipv6, false)]);
-            let asked = questions(request.balancer().unwrap(), &forwarding);
+            let asked = questions(&request.balancers()[0], &forwarding);
             (
                 asked.addresses.len(),
                 asked.ssh,
@@ -429,7 +481,7 @@ mod tests {
                 panic!()
             };
             let request = Request::from_json(object).unwrap();
-            not_forwarding(request.balancer().unwrap(), &example(), &off)
+            not_forwarding(&request.balancers()[0], &example(), &off)
         };
         assert_eq!(missing("192.0.2.1,fd00::1"), [Family::Ipv4]);
         assert_eq!(

@@ -35,14 +35,20 @@ pub fn converge(
     let facts = preflight::facts(host, request);
     let mut warnings = preflight::check(request, &facts).map_err(anyhow::Error::msg)?;
     let reconciler = Reconciler::new(host, request)?;
-    let state = reconciler.observe(prefetch().unwrap_or_default(), Counters::Skip)?;
+    let prefetch = prefetch().unwrap_or_default();
+    let generation = prefetch.generation();
+    let counters = match generation {
+        Some(_) => Counters::Read,
+        None => Counters::Skip,
+    };
+    let state = reconciler.observe(prefetch, counters)?;
     reconciler.check_forwarding(&state)?;
     let steps = reconciler.drift(&state);
     let _lock = match mode {
         RunMode::Apply if !steps.is_empty() => Some(host.lock()?),
         RunMode::Apply | RunMode::Check => None,
     };
-    let attempt = reconciler.attempt(state, steps)?;
+    let attempt = reconciler.attempt(state, steps, generation)?;
     let disconnects = reconciler.disconnects(&attempt);
     let context = Context {
         host,

@@ -57,14 +57,18 @@ impl<'a, H: Host> Reconciler<'a, H> {
     /// # Errors
     /// When something cannot be read, or is hidden from iptables.
     pub fn observe(&self, prefetch: Prefetch, counters: Counters) -> Result<HostState> {
-        let files = self.files.iter();
-        let files = files.map(|(path, family)| Ok((path.clone(), self.file(path, *family)?)));
         Ok(HostState {
             rules: self.rules(prefetch, counters)?,
-            settings: HostSettings {
-                forwarding: sysctl::observe(self.host),
-                files: files.collect::<Result<_>>()?,
-            },
+            settings: self.settings()?,
+        })
+    }
+
+    fn settings(&self) -> Result<HostSettings> {
+        let files = self.files.iter();
+        let files = files.map(|(path, family)| Ok((path.clone(), self.file(path, *family)?)));
+        Ok(HostSettings {
+            forwarding: sysctl::observe(self.host),
+            files: files.collect::<Result<_>>()?,
         })
     }
 
@@ -93,18 +97,35 @@ impl<'a, H: Host> Reconciler<'a, H> {
     }
 
     /// The attempt that starts from the state right before a change, with its
-    /// counters. The steps from an empty host are not computed again.
+    /// counters. A state that has them, of a generation of rules that is still the
+    /// present one, is not read again; the steps from an empty host are not computed
+    /// again.
     ///
     /// # Errors
     /// As [`Self::observe`].
-    pub fn attempt(&self, state: HostState, steps: Steps) -> Result<Attempt> {
+    pub fn attempt(
+        &self,
+        state: HostState,
+        steps: Steps,
+        generation: Option<u32>,
+    ) -> Result<Attempt> {
         if steps.is_empty() {
             return Ok(Attempt {
                 steps,
                 before: state,
             });
         }
-        let before = self.observe(Prefetch::default(), Counters::Read)?;
+        let is_present = generation.is_some() && self.host.generation() == generation;
+        let before = match is_present {
+            true => HostState {
+                rules: state.rules.clone(),
+                settings: self.settings()?,
+            },
+            false => self.observe(Prefetch::default(), Counters::Read)?,
+        };
+        if is_present && before.settings == state.settings {
+            return Ok(Attempt { steps, before });
+        }
         let is_bare = before.rules.values().all(|ruleset| ruleset.is_empty());
         let steps = match is_bare && before == state {
             true => steps,
@@ -330,9 +351,23 @@ impl<'a, H: Host> Reconciler<'a, H> {
             scope,
             counters: counters == Counters::Read,
         };
-        let scopes = families.flat_map(|family| self.scopes(family)).map(query);
-        let mut found = self.read(scopes.collect(), prefetch)?;
-        let left_in_filter = self.families_left_in_filter(&found);
+        let scopes = families.flat_map(|family| self.scopes(family, prefetch.scope(family)));
+        let scopes: Vec<(Family, Scope)> = scopes.collect();
+        let mut found = self.read(scopes.iter().copied().map(query).collect(), prefetch)?;
+        let is_whole = |family: Family| scopes.contains(&(family, Scope::All));
+        let mut left_in_filter = self.families_left_in_filter(&found);
+        if !self.request.is_absent() {
+            for (family, ruleset) in found.iter_mut().filter(|(family, _)| is_whole(**family)) {
+                let is_planned = self.plan.tables.contains_key(&(*family, Table::Filter));
+                let is_left = left_in_filter.iter().any(|(left, _)| left == family);
+                ruleset.tables.retain(|table, _| match table {
+                    Table::Nat => true,
+                    Table::Filter => is_planned || is_left,
+                    _ => false,
+                });
+            }
+        }
+        left_in_filter.retain(|(family, _)| !is_whole(*family));
         let queries = left_in_filter.into_iter().map(query).collect();
         for (family, filter) in self.read(queries, Prefetch::default())? {
             let nat = found.remove(&family).unwrap_or_default();
@@ -345,24 +380,29 @@ impl<'a, H: Host> Reconciler<'a, H> {
     /// The families whose nat table tells that the balancer has rules in filter,
     /// where none is planned.
     fn families_left_in_filter(&self, found: &BTreeMap<Family, Ruleset>) -> Vec<(Family, Scope)> {
-        let mark = plan::filter_mark(&self.request.name);
         let is_left = |(family, ruleset): &(&Family, &Ruleset)| {
             let is_planned = self.plan.tables.contains_key(&(**family, Table::Filter));
-            let is_marked = ruleset.owned(Table::Nat).chains.contains_key(&mark);
-            is_marked && !is_planned && self.request.balancer().is_some()
+            let is_marked = plan::is_marked(&self.request.name, ruleset.owned(Table::Nat));
+            is_marked && !is_planned && !self.request.is_absent()
         };
         let left = found.iter().filter(is_left);
         left.map(|(family, _)| (*family, Scope::Only(Table::Filter)))
             .collect()
     }
 
-    /// The tables of a family that are read in any case.
-    fn scopes(&self, family: Family) -> Vec<(Family, Scope)> {
-        if self.request.balancer().is_none() {
+    /// The tables of a family that are read in any case. A set takes one dump, also
+    /// where it has rules in filter.
+    fn scopes(&self, family: Family, prefetched: Option<Scope>) -> Vec<(Family, Scope)> {
+        let uses_filter = self.plan.tables.contains_key(&(family, Table::Filter));
+        let is_whole = match prefetched {
+            Some(scope) => scope == Scope::All,
+            None => uses_filter && self.request.is_set(),
+        };
+        if is_whole || self.request.is_absent() {
             return vec![(family, Scope::All)];
         }
         let mut scopes = vec![(family, Scope::Only(Table::Nat))];
-        if self.plan.tables.contains_key(&(family, Table::Filter)) {
+        if uses_filter {
             scopes.push((family, Scope::Only(Table::Filter)));
         }
         scopes
@@ -429,12 +469,10 @@ pub(super) fn without_panic<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
 /// an empty list of backends is of no family in particular.
 fn supported_plan(host: &impl Host, request: &Request) -> Plan {
     let mut plan = Plan::new(request);
-    let pools = request
-        .balancer()
-        .map_or(&[][..], |balancer| &balancer.pools);
-    for pool in pools.iter().filter(|pool| pool.backends.is_empty()) {
-        if !host.supports(pool.family) {
-            plan.tables.retain(|(family, _), _| *family != pool.family);
+    for family in Family::BOTH {
+        let mut pools = request.pools().filter(|(_, pool)| pool.family == family);
+        if !host.supports(family) && pools.all(|(_, pool)| pool.backends.is_empty()) {
+            plan.tables.retain(|(used, _), _| *used != family);
         }
     }
     plan

@@ -8,7 +8,7 @@ use crate::diff::change::{Action, Change};
 use crate::host::{Facts, Host, Questions, forwarding_sysctl};
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Family, Table};
-use crate::preflight::{not_forwarding, untracked};
+use crate::preflight::{grouped, not_forwarding, untracked};
 use crate::request::{Persist, Request};
 
 /// The circumstances of a run.
@@ -47,14 +47,18 @@ pub(super) fn before(context: Context<impl Host>, attempt: &Attempt) -> Vec<Stri
 
 /// The warning that is known only after the rules were written: the first rule
 /// in the nat table can make the kernel start to track connections.
-pub(super) fn after(context: Context<impl Host>, outcome: &Outcome) -> Option<String> {
+pub(super) fn after(context: Context<impl Host>, outcome: &Outcome) -> Vec<String> {
     let has_written = context.mode == RunMode::Apply && !outcome.steps.is_empty();
-    let balancer = context.request.balancer()?;
-    if !has_written || context.facts.is_untracked {
-        return None;
+    let balancers = context.request.balancers();
+    if !has_written || balancers.is_empty() {
+        return Vec::new();
     }
-    let questions = Questions::of_tracking(balancer.protocol);
-    untracked(balancer, &context.host.facts(&questions))
+    let known = &context.facts.untracked;
+    let protocols = balancers.iter().map(|balancer| balancer.protocol);
+    let protocols = protocols.filter(|protocol| !known.contains(protocol));
+    let facts = context.host.facts(&Questions::of_tracking(protocols));
+    let warnings = balancers.iter();
+    grouped(warnings.filter_map(|balancer| Some((balancer, untracked(balancer, &facts)?))))
 }
 
 /// The files that are loaded at boot and have rules of a balancer that the
@@ -110,7 +114,7 @@ fn unreadable(found: &HostState) -> Vec<String> {
 /// after the balancer was removed.
 fn forwarding(request: &Request, facts: &Facts, found: &HostState, steps: &Steps) -> Vec<String> {
     let known = &found.settings.forwarding;
-    let Some(balancer) = request.balancer() else {
+    if request.balancers().is_empty() {
         let left_on = |family: &Family| {
             let is_on = known.get(family) == Some(&true);
             is_on && steps.changes.iter().any(|change| change.family == *family)
@@ -122,20 +126,20 @@ fn forwarding(request: &Request, facts: &Facts, found: &HostState, steps: &Steps
                 format!("{title} forwarding was left on ({setting} = 1), since others may need it")
             })
             .collect();
-    };
-    if balancer.gateway.ip_forward {
-        return Vec::new();
     }
-    let off = not_forwarding(balancer, facts, known);
-    off.into_iter()
-        .map(|family| {
+    let balancers = request.balancers().iter();
+    let needing = balancers.filter(|balancer| !balancer.gateway.ip_forward);
+    grouped(needing.flat_map(|balancer| {
+        let off = not_forwarding(balancer, facts, known).into_iter();
+        off.map(move |family| {
             let (title, setting) = (family.title(), forwarding_sysctl(family));
-            format!(
+            let warning = format!(
                 "{title} forwarding is off ({setting} = 0), so nothing reaches a backend on another host; \
                  `ip_forward: true` switches it on"
-            )
+            );
+            (balancer, warning)
         })
-        .collect()
+    }))
 }
 
 /// A jump rule that is removed and was made by hand: it stands in a chain in which

@@ -39,7 +39,7 @@ pub fn to_plan(plan: &Plan, family: Family, found: &Ruleset) -> Vec<Change> {
             let mut matched = matched(owned, &wanted, |chain, rule| {
                 Meaning::of(rule, part.protocols.get(chain).copied())
             });
-            carry_over(owned, &mut wanted, &mut matched);
+            carry_over(plan, owned, &mut wanted, &mut matched);
             steps.chains(owned, wanted, matched);
         }
         steps.jumps_to_plan(&owned.jumps, &part.jumps, found.forward_refuses_at);

@@ -12,17 +12,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use anyhow::Result;
-use ipnet::IpNet;
-
 use super::Effect;
+use super::routes::{Routes, is_set, led};
 use crate::diff::change::Change;
 use crate::host::{Host, ReplyFilter};
 use crate::netfilter::rule::{Rule, Target};
-use crate::netfilter::ruleset::Ruleset;
+use crate::netfilter::ruleset::{OwnedTable, Ruleset};
 use crate::netfilter::{ConntrackEntry, Endpoint, Family, Protocol, Table};
 use crate::plan::Plan;
 use crate::request::{Disconnect, Request};
+use anyhow::Result;
 
 /// A backend that the rules name no longer, and the connections that it got by
 /// this balancer.
@@ -34,8 +33,12 @@ pub struct RemovedBackend {
     pub protocol: Protocol,
     /// Its address and port.
     pub endpoint: Endpoint,
+    /// The balancer of a set that it was of.
+    pub balancer: Option<String>,
     /// The jump rules that led connections to the balancer.
     pub jumps: Vec<Rule>,
+    /// The ways through a set; `None` where the jump rules lead to the balancer.
+    pub routes: Option<Arc<Routes>>,
     /// The ports of the same address that are a backend still; `None` is all.
     pub kept: Vec<Option<u16>>,
 }
@@ -50,7 +53,16 @@ impl RemovedBackend {
             && self.endpoint.address == address
             && is_port(self.endpoint.port)
             && !self.kept.iter().any(|kept| is_port(*kept))
-            && self.jumps.iter().any(|jump| led(jump, entry))
+            && self.is_of_the_balancer(entry)
+    }
+
+    fn is_of_the_balancer(&self, entry: &ConntrackEntry) -> bool {
+        match (&self.routes, self.balancer.as_deref().unwrap_or_default()) {
+            (None, _) => self.jumps.iter().any(|jump| led(jump, entry)),
+            (Some(routes), part) => {
+                routes.observed.lead(entry, part) && !routes.keep(entry, &self.endpoint)
+            }
+        }
     }
 
     /// The connections as `conntrack` spells them:
@@ -61,20 +73,6 @@ impl RemovedBackend {
         let port = port.map_or_else(String::new, |port| format!(" --reply-port-src {port}"));
         format!("-p {} --reply-src {address}{port}", self.protocol.as_str())
     }
-}
-
-/// Returns true if the jump rule matched the first packet of the connection, as
-/// far as its conntrack entry tells: the interface is not in it.
-fn led(jump: &Rule, entry: &ConntrackEntry) -> bool {
-    let Some(matches) = &jump.matches else {
-        return true;
-    };
-    let within = |network: Option<IpNet>, address: &IpAddr| {
-        network.is_none_or(|network| network.contains(address))
-    };
-    within(matches.source, &entry.source)
-        && within(matches.destination, &entry.destination)
-        && matches.destination_ports.include(entry.port)
 }
 
 /// The connections that are to be ended after the changes.
@@ -200,20 +198,17 @@ fn removed(
     before: &Ruleset,
 ) -> Vec<RemovedBackend> {
     let nat = before.owned(Table::Nat);
-    let leads_in = |chain: &str| ["PREROUTING", "OUTPUT"].contains(&chain);
-    let jumps = nat.jumps.iter().filter(|jump| leads_in(&jump.chain));
-    let jumps: Vec<Rule> = jumps.filter_map(|jump| jump.rule.meaning.clone()).collect();
+    let jumps = jumps_of(nat);
+    if plan.is_set || is_set(&plan.name, nat) {
+        return removed_of_set(request, plan, family, nat);
+    }
     let protocols: BTreeSet<_> = jumps.iter().map(|rule| rule.protocol).collect();
     // A rule without a protocol has that of the connections that arrive.
     let arriving = match protocols.first() {
         Some(protocol) if protocols.len() == 1 => *protocol,
         _ => None,
     };
-    let ends = |protocol: Protocol| match request.disconnect {
-        Disconnect::Never => false,
-        Disconnect::Udp => protocol == Protocol::Udp,
-        Disconnect::Always => true,
-    };
+    let ends = |protocol: Protocol| ends(request, None, protocol);
     let rules = nat.chains.values().flat_map(|chain| &chain.rules);
     let observed: BTreeSet<_> = rules
         .filter_map(|rule| backend(rule.meaning.as_ref()?, arriving))
@@ -238,14 +233,73 @@ fn removed(
             family,
             protocol: *protocol,
             endpoint: *endpoint,
+            balancer: None,
             jumps: jumps.clone(),
+            routes: None,
             kept: kept(*protocol, endpoint.address),
         })
         .collect()
 }
 
+/// The same where connections find their balancer through the chains of a set,
+/// before or after the changes. Each balancer has backends of its own, and its own
+/// `disconnect`.
+fn removed_of_set(
+    request: &Request,
+    plan: &Plan,
+    family: Family,
+    before: &OwnedTable,
+) -> Vec<RemovedBackend> {
+    let jumps = jumps_of(before);
+    let routes = Routes::new(plan, family, before);
+    let ends = |part: &str, protocol| ends(request, Some(part), protocol);
+    let removed: BTreeSet<_> = routes
+        .observed
+        .backends
+        .iter()
+        .filter(|backend| !routes.planned.backends.contains(*backend))
+        .filter(|(part, protocol, _)| ends(part, *protocol))
+        .cloned()
+        .collect();
+    if removed.is_empty() {
+        return Vec::new();
+    }
+    let routes = Arc::new(routes);
+    let removed = removed.into_iter();
+    removed
+        .map(|(part, protocol, endpoint)| RemovedBackend {
+            family,
+            protocol,
+            endpoint,
+            balancer: (!part.is_empty()).then_some(part),
+            jumps: jumps.clone(),
+            routes: Some(Arc::clone(&routes)),
+            kept: Vec::new(),
+        })
+        .collect()
+}
+
+/// The jump rules that lead new connections to the balancer.
+fn jumps_of(nat: &OwnedTable) -> Vec<Rule> {
+    let leads_in = |chain: &str| ["PREROUTING", "OUTPUT"].contains(&chain);
+    let jumps = nat.jumps.iter().filter(|jump| leads_in(&jump.chain));
+    jumps.filter_map(|jump| jump.rule.meaning.clone()).collect()
+}
+
+/// Returns true if connections to a removed backend are ended. A balancer that is
+/// not listed any more has the setting of the request.
+fn ends(request: &Request, part: Option<&str>, protocol: Protocol) -> bool {
+    let mut balancers = request.balancers().iter();
+    let listed = balancers.find(|balancer| balancer.name.as_deref() == part && part.is_some());
+    match listed.map_or(request.disconnect, |balancer| balancer.disconnect) {
+        Disconnect::Never => false,
+        Disconnect::Udp => protocol == Protocol::Udp,
+        Disconnect::Always => true,
+    }
+}
+
 /// The backend of a DNAT rule, with the protocol of its connections.
-fn backend(rule: &Rule, arriving: Option<Protocol>) -> Option<(Protocol, Endpoint)> {
+pub(super) fn backend(rule: &Rule, arriving: Option<Protocol>) -> Option<(Protocol, Endpoint)> {
     match rule.target {
         Target::Dnat(endpoint) => Some((rule.protocol.or(arriving)?, endpoint)),
         _ => None,

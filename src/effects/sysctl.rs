@@ -40,9 +40,8 @@ pub fn observe(host: &impl Host) -> std::collections::BTreeMap<Family, bool> {
 }
 
 fn is_requested(request: &Request) -> bool {
-    request
-        .balancer()
-        .is_some_and(|balancer| balancer.gateway.ip_forward)
+    let mut balancers = request.balancers().iter();
+    balancers.any(|balancer| balancer.gateway.ip_forward)
 }
 
 /// The text of [`FILE`] that sets the planned families; `None` if it does so

@@ -309,6 +309,10 @@ fn logged(promise: &Promise, report: &Report, mode: RunMode) -> Vec<Log> {
         return logs;
     }
     let steps = &report.changes.value;
+    if report.balancers.is_some() && steps.len() > MOST_CHANGES {
+        logs.extend(summary(promise, report, mode));
+        return logs;
+    }
     let shown = steps.reported().take(MOST_CHANGES);
     logs.extend(shown.map(|change| match mode {
         RunMode::Apply => log(Level::Info, &done(&change)),
@@ -331,6 +335,52 @@ fn logged(promise: &Promise, report: &Report, mode: RunMode) -> Vec<Log> {
     }
     if promise.verbose {
         logs.push(log(Level::Verbose, &report.msg));
+    }
+    logs
+}
+
+/// One message for each changed balancer of a set, where one for each change would
+/// be too many.
+fn summary(promise: &Promise, report: &Report, mode: RunMode) -> Vec<Log> {
+    let log = |text: String| match mode {
+        RunMode::Apply => Log {
+            level: Level::Info,
+            message: quoted(&format!("Changed {text}")),
+        },
+        RunMode::Check => Log {
+            level: Level::Warning,
+            message: quoted(&format!("Should change {text}, but only warning promised")),
+        },
+    };
+    let counted = |count: usize, word: &str| match count {
+        1 => format!("1 {word}"),
+        _ => format!("{count} {word}s"),
+    };
+    let set = &promise.promiser;
+    let changed = report.changed_balancers();
+    let shown = changed.iter().take(MOST_CHANGES);
+    let mut logs: Vec<Log> = shown
+        .map(|(balancer, count)| {
+            let count = counted(*count, "change");
+            log(format!(
+                "balancer `{balancer}` of set `{set}`, with {count}"
+            ))
+        })
+        .collect();
+    let hidden = changed.len().saturating_sub(MOST_CHANGES);
+    if hidden > 0 || changed.is_empty() {
+        let rest = match changed.is_empty() {
+            true => format!("set `{set}`"),
+            false => counted(hidden, "more balancer"),
+        };
+        let count = counted(report.changes.value.len(), "change");
+        logs.push(log(format!("{rest}, {count} in all")));
+    }
+    if promise.verbose {
+        logs.push(Log {
+            level: Level::Verbose,
+            message: quoted(&report.msg),
+        });
     }
     logs
 }

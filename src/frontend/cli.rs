@@ -325,10 +325,9 @@ fn current_state(dump: &[u8], request: &Request, plan: &Plan) -> Result<Ruleset,
             "--current: table `nat` has rules that `nft` made and iptables cannot show".to_owned(),
         ));
     }
-    if request.balancer().is_some() {
-        let mark = plan::filter_mark(&request.name);
+    if !request.is_absent() {
         let in_filter = plan.tables.keys().any(|(_, table)| *table == Table::Filter)
-            || found.owned(Table::Nat).chains.contains_key(&mark);
+            || plan::is_marked(&request.name, found.owned(Table::Nat));
         found.tables.retain(|table, _| match table {
             Table::Nat => true,
             Table::Filter => in_filter,

@@ -12,7 +12,7 @@ use std::ffi::OsString;
 use std::io::{self, BufRead, IsTerminal, Write};
 
 use crate::panic;
-use crate::run::on_this_host;
+use crate::run::{Session, on_this_host};
 
 /// Runs the front end that the arguments and standard input call for; returns
 /// the exit code.
@@ -35,7 +35,8 @@ fn from_stdin(mut input: impl BufRead, out: &mut impl Write) -> io::Result<u8> {
     let mut text = Vec::new();
     input.read_until(b'\n', &mut text)?;
     if text.starts_with(cfengine::GREETING) {
-        return cfengine::run(input, out, &on_this_host);
+        let session = Session::default();
+        return cfengine::run(input, out, &|invocation| session.run(invocation));
     }
     input.read_to_end(&mut text)?;
     json::run(&text, out, &on_this_host)

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::diff::lcs;
-use crate::report::{Diff, Report, ReportedShare};
+use crate::report::{Diff, Report, ReportedBalancer, ReportedShare};
 
 /// The style of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,10 @@ pub fn report(report: &Report, style: Style) -> String {
     {
         text += &unified(diff, style);
     }
-    text += &table(&report.distribution.value, style);
+    text += &match &report.balancers {
+        None => table(&report.distribution.value, style),
+        Some(balancers) => tables(balancers, &report.distribution.value, style),
+    };
     if !report.failed {
         text += &report.msg;
         text.push('\n');
@@ -149,6 +152,30 @@ fn hunk_header(hunk: &[Line<'_>]) -> String {
         side(hunk[0].old, LineKind::New),
         side(hunk[0].new, LineKind::Removed)
     )
+}
+
+/// The shares of each balancer of a set; of a large one those of the balancers
+/// that changed, as many as a person reads.
+fn tables(balancers: &[ReportedBalancer], shares: &[ReportedShare], style: Style) -> String {
+    const MOST: usize = 20;
+    let is_small = balancers.len() <= MOST;
+    let shown = balancers.iter().filter(|one| is_small || one.changed);
+    let mut text = String::new();
+    let mut count = 0;
+    for balancer in shown.take(MOST) {
+        let name = Some(balancer.name.as_str());
+        let of_balancer = shares
+            .iter()
+            .filter(|share| share.balancer.as_deref() == name);
+        let of_balancer: Vec<ReportedShare> = of_balancer.cloned().collect();
+        let _ = writeln!(text, "{}", style.paint("1", &format!("{}:", balancer.name)));
+        text += &table(&of_balancer, style);
+        count += 1;
+    }
+    if let Some(rest @ 1..) = balancers.len().checked_sub(count) {
+        let _ = writeln!(text, "({rest} more balancers)");
+    }
+    text
 }
 
 fn table(shares: &[ReportedShare], style: Style) -> String {

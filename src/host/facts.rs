@@ -22,9 +22,9 @@ pub struct Facts {
     pub route_localnet: Vec<String>,
     /// The families that at least one interface forwards.
     pub forwarding_somewhere: BTreeSet<Family>,
-    /// True if the kernel tracks connections, but not those of the protocol in
-    /// question.
-    pub is_untracked: bool,
+    /// The protocols of the question whose connections the kernel does not track,
+    /// although it tracks others.
+    pub untracked: BTreeSet<Protocol>,
 }
 
 /// The facts to find out; a usual request needs few.
@@ -38,16 +38,16 @@ pub struct Questions {
     pub route_localnet: bool,
     /// Find the families that at least one interface forwards.
     pub forwarding: bool,
-    /// Find out if connections of this protocol are tracked.
-    pub tracking: Option<Protocol>,
+    /// Find out if connections of these protocols are tracked.
+    pub tracking: BTreeSet<Protocol>,
 }
 
 impl Questions {
-    /// Asks only if connections of the protocol are tracked.
+    /// Asks only if connections of the protocols are tracked.
     #[must_use]
-    pub fn of_tracking(protocol: Protocol) -> Self {
+    pub fn of_tracking(protocols: impl IntoIterator<Item = Protocol>) -> Self {
         Self {
-            tracking: Some(protocol),
+            tracking: protocols.into_iter().collect(),
             ..Self::default()
         }
     }
@@ -77,6 +77,7 @@ pub fn forwarding_sysctl(family: Family) -> &'static str {
 pub fn facts(questions: &Questions) -> Facts {
     let forwards = |family: &Family| by_interface(*family).iter().any(|(_, on)| *on);
     let families = Family::BOTH.into_iter().filter(|_| questions.forwarding);
+    let tracking = questions.tracking.iter().copied();
     Facts {
         own: own_addresses(&questions.addresses),
         ssh: questions.ssh.then(ssh).flatten(),
@@ -85,7 +86,7 @@ pub fn facts(questions: &Questions) -> Facts {
             false => Vec::new(),
         },
         forwarding_somewhere: families.filter(forwards).collect(),
-        is_untracked: questions.tracking.is_some_and(is_untracked),
+        untracked: tracking.filter(|one| is_untracked(*one)).collect(),
     }
 }
 

@@ -6,6 +6,7 @@
 mod boot;
 mod capabilities;
 mod conntrack;
+mod dumps;
 mod facts;
 mod files;
 mod jumps;
@@ -25,6 +26,7 @@ use anyhow::Result;
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{ConntrackEntry, Family, Name, Table, Variant};
 pub use conntrack::ReplyFilter;
+pub use dumps::Dumps;
 pub use facts::{Facts, Questions, Ssh, forwarding_sysctl};
 pub use lock::Lock;
 pub use process::CannotStart;
@@ -32,7 +34,7 @@ pub use resolver::{lookup, service_port};
 pub use system::System;
 
 /// The tables that are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// One table.
     Only(Table),
@@ -76,6 +78,10 @@ pub trait Host {
     /// # Errors
     /// When another run holds it for too long, or its file cannot be opened.
     fn lock(&self) -> Result<Lock>;
+
+    /// The number of changes of rules so far, by whatever program: a dump that was
+    /// begun at a number is true as long as that stays. `None` where nobody counts.
+    fn generation(&self) -> Option<u32>;
 
     /// Starts to read the rules that `name` owns.
     fn begin_read<'a>(&'a self, name: &'a Name, queries: Vec<Query>) -> Box<dyn PendingRead + 'a>;

@@ -154,6 +154,20 @@ impl<C: Channel> Socket<C> {
         )))
     }
 
+    /// Asks for one item; returns its attributes.
+    ///
+    /// # Errors
+    /// The kernel's own, or a malformed answer.
+    pub fn get(&mut self, message: Message) -> io::Result<Vec<u8>> {
+        let mut found = Vec::new();
+        let each = &mut |attributes: &[u8]| {
+            found = attributes.to_vec();
+            ControlFlow::Continue(())
+        };
+        self.ask(message, NLM_F_ACK, each)?;
+        Ok(found)
+    }
+
     /// Gives an order and waits until the kernel has carried it out.
     ///
     /// # Errors

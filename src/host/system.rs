@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -13,7 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use super::lock::xtables_held;
 use super::process::{Crashed, Finished, Process, Sink, drain_all};
 use super::programs::Programs;
-use super::{Facts, Host, Lock, PendingRead, Query, Questions, ReplyFilter, Scope};
+use super::{Dumps, Facts, Host, Lock, PendingRead, Query, Questions, ReplyFilter, Scope};
 use super::{boot, conntrack, facts, files, forwarding_sysctl, jumps, nftables};
 use crate::netfilter::dump::DumpReader;
 use crate::netfilter::ruleset::Ruleset;
@@ -30,6 +31,8 @@ const SAVES: u32 = 3;
 pub struct System {
     programs: Programs,
     wait: u32,
+    /// The dumps of earlier runs of the session, on nft.
+    dumps: Option<Rc<Dumps>>,
     /// The forwarding of each interface before we switched it on.
     interfaces: RefCell<BTreeMap<Family, Vec<(PathBuf, bool)>>>,
 }
@@ -43,7 +46,32 @@ impl System {
         Ok(Self {
             programs: Programs::choose(choice)?,
             wait: wait.max(1),
+            dumps: None,
             interfaces: RefCell::default(),
+        })
+    }
+
+    /// The same host within a session, whose dumps are kept.
+    #[must_use]
+    pub fn in_session(mut self, dumps: &Rc<Dumps>) -> Self {
+        let is_counted = self.variant() == Variant::Nft;
+        self.dumps = is_counted.then(|| Rc::clone(dumps));
+        self
+    }
+
+    /// A dump that was kept, or one that is started.
+    fn dump(&self, query: Query) -> Result<Dump> {
+        let kept = self.dumps.as_ref().and_then(|dumps| dumps.get(query));
+        if let Some(text) = kept {
+            return Ok(Dump::Kept(text));
+        }
+        let generation = self.dumps.as_ref().and_then(|_| Dumps::generation(query));
+        Ok(match self.start_save(query)? {
+            None => Dump::Nothing,
+            Some(process) => Dump::Started {
+                process: process.into(),
+                generation,
+            },
         })
     }
 
@@ -133,10 +161,17 @@ impl Host for System {
         Lock::take(self.patience())
     }
 
+    fn generation(&self) -> Option<u32> {
+        match self.variant() {
+            Variant::Nft => nftables::generation(),
+            Variant::Legacy => None,
+        }
+    }
+
     fn begin_read<'a>(&'a self, name: &'a Name, queries: Vec<Query>) -> Box<dyn PendingRead + 'a> {
         let start = |query| Save {
             query,
-            process: self.start_save(query),
+            dump: self.dump(query),
         };
         Box::new(Saves {
             host: self,
@@ -283,17 +318,31 @@ struct Saves<'a> {
     pending: Vec<Save>,
 }
 
-/// An `iptables-save` that was started, unless no table exists.
+/// A dump for a query.
 struct Save {
     query: Query,
-    process: Result<Option<Process>>,
+    dump: Result<Dump>,
+}
+
+/// The source of a dump.
+enum Dump {
+    /// No table exists, so the dump is known to be empty.
+    Nothing,
+    /// It was read earlier in the session.
+    Kept(Rc<[u8]>),
+    /// An `iptables-save` prints it.
+    Started {
+        process: Box<Process>,
+        /// The number of the rules before, by which the dump can be kept.
+        generation: Option<u32>,
+    },
 }
 
 impl PendingRead for Saves<'_> {
     fn is_ready(&self) -> bool {
-        self.pending.iter().all(|save| match &save.process {
-            Ok(Some(process)) => process.has_printed(),
-            Ok(None) | Err(_) => true,
+        self.pending.iter().all(|save| match &save.dump {
+            Ok(Dump::Started { process, .. }) => process.has_printed(),
+            Ok(Dump::Nothing | Dump::Kept(_)) | Err(_) => true,
         })
     }
 
@@ -313,7 +362,7 @@ impl PendingRead for Saves<'_> {
         };
         let dumps = pending.iter().map(|save| (save.query, save.is_dump()));
         let dumps: Vec<_> = dumps.collect();
-        let rulesets = read_all(name, pending).into_iter();
+        let rulesets = read_all(host, name, pending).into_iter();
         dumps
             .into_iter()
             .zip(rulesets)
@@ -326,9 +375,8 @@ impl PendingRead for Saves<'_> {
 }
 
 impl Save {
-    /// Returns false where no table exists: its dump is known to be empty.
     fn is_dump(&self) -> bool {
-        !matches!(self.process, Ok(None))
+        !matches!(self.dump, Ok(Dump::Nothing))
     }
 }
 
@@ -343,45 +391,81 @@ fn retry_crashed(
         if !ruleset.as_ref().is_err_and(anyhow::Error::is::<Crashed>) {
             break;
         }
-        let process = host.start_save(query);
-        let again = read_all(name, vec![Save { query, process }]);
+        let dump = host.dump(query);
+        let again = read_all(host, name, vec![Save { query, dump }]);
         ruleset = again.into_iter().next().unwrap_or(ruleset);
     }
     ruleset
 }
 
+/// A dump that is read, and its text where that is kept.
+struct Reading<'a> {
+    reader: DumpReader<'a>,
+    text: Vec<u8>,
+    generation: Option<u32>,
+}
+
+impl Reading<'_> {
+    fn feed(&mut self, piece: &[u8]) {
+        self.reader.feed(piece);
+        if self.generation.is_some() {
+            self.text.extend_from_slice(piece);
+        }
+    }
+}
+
 /// Drains all dumps at the same time. The error of a program comes before that
 /// of its dump, which is mostly its consequence.
-fn read_all(name: &Name, saves: Vec<Save>) -> Vec<Result<Ruleset>> {
-    let mut readers: Vec<DumpReader> = saves.iter().map(|_| DumpReader::new(name)).collect();
+fn read_all(host: &System, name: &Name, saves: Vec<Save>) -> Vec<Result<Ruleset>> {
+    let reading = |_| Reading {
+        reader: DumpReader::new(name),
+        text: Vec::new(),
+        generation: None,
+    };
+    let mut readings: Vec<Reading> = saves.iter().map(reading).collect();
+    let queries: Vec<Query> = saves.iter().map(|save| save.query).collect();
     let mut errors = Vec::new();
     let mut running = Vec::new();
-    let mut sinks: Vec<_> = readers
-        .iter_mut()
-        .map(|reader| move |piece: &[u8]| reader.feed(piece))
-        .collect();
-    for ((at, save), sink) in saves.into_iter().enumerate().zip(&mut sinks) {
-        match save.process {
-            Ok(Some(process)) => running.push((at, process, sink as Sink)),
-            Ok(None) => {}
+    for (at, save) in saves.into_iter().enumerate() {
+        match save.dump {
+            Ok(Dump::Started {
+                process,
+                generation,
+            }) => {
+                readings[at].generation = generation;
+                running.push((at, process));
+            }
+            Ok(Dump::Kept(text)) => readings[at].reader.feed(&text),
+            Ok(Dump::Nothing) => {}
             Err(error) => errors.push((at, error)),
         }
     }
-    let places: Vec<usize> = running.iter().map(|(at, ..)| *at).collect();
-    let finished = drain_all(
-        running
-            .into_iter()
-            .map(|(_, process, sink)| (process, sink)),
-    );
+    let places: Vec<usize> = running.iter().map(|(at, _)| *at).collect();
+    let mut sinks: Vec<_> = readings
+        .iter_mut()
+        .enumerate()
+        .filter(|(at, _)| places.contains(at))
+        .map(|(_, reading)| move |piece: &[u8]| reading.feed(piece))
+        .collect();
+    let running = running.into_iter().zip(&mut sinks);
+    let finished = drain_all(running.map(|((_, process), sink)| (*process, sink as Sink)));
     for (at, finished) in places.into_iter().zip(finished) {
         if let Err(error) = finished.and_then(Finished::success) {
             errors.push((at, error));
         }
     }
-    let mut rulesets: Vec<Result<Ruleset>> = readers
-        .into_iter()
-        .map(|reader| Ok(reader.finish()?))
-        .collect();
+    let failed: Vec<usize> = errors.iter().map(|(at, _)| *at).collect();
+    let complete = |((at, reading), query): ((usize, Reading), Query)| {
+        let ruleset = reading.reader.finish()?;
+        if let (Some(dumps), Some(generation)) = (&host.dumps, reading.generation)
+            && !failed.contains(&at)
+        {
+            dumps.keep(query, generation, reading.text);
+        }
+        Ok(ruleset)
+    };
+    let readings = readings.into_iter().enumerate().zip(queries);
+    let mut rulesets: Vec<Result<Ruleset>> = readings.map(complete).collect();
     for (at, error) in errors {
         rulesets[at] = Err(error);
     }

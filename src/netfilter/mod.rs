@@ -18,6 +18,6 @@ pub use conntrack::ConntrackEntry;
 pub use endpoint::Endpoint;
 pub use family::{Family, Table, Variant};
 pub use name::Name;
-pub use network::{network, shortest};
+pub use network::{interfaces_meet, network, networks_meet, shortest};
 pub use ports::{PortRange, Ports};
 pub use protocol::Protocol;

@@ -11,8 +11,7 @@ impl Name {
     /// # Errors
     /// The mistake, worded to follow the name in backticks.
     pub fn new(text: &str) -> Result<Self, String> {
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-        if text.is_empty() || text.len() > Self::MOST || !text.bytes().all(allowed) {
+        if text.is_empty() || text.len() > Self::MOST || !text.bytes().all(is_allowed) {
             return Err(format!("is not 1 to {} of A-Z a-z 0-9 _ . -", Self::MOST));
         }
         if text.starts_with('-') {
@@ -30,6 +29,41 @@ impl Name {
         &self.0
     }
 
+    /// Checks the name of a balancer in a set of this name.
+    ///
+    /// # Errors
+    /// The mistake, worded to follow the name in backticks.
+    pub fn check_member(&self, text: &str) -> Result<(), String> {
+        let most = Self::MOST.saturating_sub(self.0.len() + 1);
+        if most == 0 {
+            return Err(format!(
+                "cannot be added: the set's name `{}` leaves no room, since `NAME/BALANCER` has at most {} characters",
+                self.0,
+                Self::MOST
+            ));
+        }
+        if text.is_empty() || text.len() > most || !text.bytes().all(is_allowed) {
+            return Err(format!(
+                "is not 1 to {most} of A-Z a-z 0-9 _ . -; `{}/` and the name have at most {} characters",
+                self.0,
+                Self::MOST
+            ));
+        }
+        if text.starts_with('-') {
+            return Err("begins with `-`".into());
+        }
+        Ok(())
+    }
+
+    /// The name of the balancer that a chain of a set belongs to: `web` for `SET/web`
+    /// and `SET/web/...`, none for the set's own chains `SET` and `SET//...`.
+    #[must_use]
+    pub fn member<'a>(&self, chain: &'a str) -> Option<&'a str> {
+        let rest = chain.strip_prefix(self.as_str())?.strip_prefix('/')?;
+        let name = rest.split('/').next()?;
+        (!name.is_empty()).then_some(name)
+    }
+
     /// Returns true for a chain of this balancer: `NAME` or `NAME/...`.
     #[must_use]
     pub fn owns(&self, chain: &str) -> bool {
@@ -37,6 +71,10 @@ impl Name {
             .strip_prefix(self.as_str())
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
+}
+
+fn is_allowed(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"_.-".contains(&byte)
 }
 
 /// The built-in chains, the targets whose names iptables refuses for a chain,

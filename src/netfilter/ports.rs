@@ -75,6 +75,50 @@ impl Ports {
         self.0.is_empty() || self.0.iter().any(holds)
     }
 
+    /// Returns true if a port is in both sets.
+    #[must_use]
+    pub fn meet(&self, other: &Self) -> bool {
+        let (one, two) = (self.all_ranges(), other.all_ranges());
+        let (mut at, mut beside) = (0, 0);
+        while let (Some(left), Some(right)) = (one.get(at), two.get(beside)) {
+            if left.last < right.first {
+                at += 1;
+            } else if right.last < left.first {
+                beside += 1;
+            } else {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The ports of the set that are within a range; `None` if there are none.
+    #[must_use]
+    pub fn within(&self, range: PortRange) -> Option<Self> {
+        let cut = |part: &PortRange| PortRange {
+            first: part.first.max(range.first),
+            last: part.last.min(range.last),
+        };
+        let parts = self.all_ranges().iter().map(cut);
+        let parts: Vec<_> = parts.filter(|part| part.first <= part.last).collect();
+        (!parts.is_empty()).then(|| Self::new(parts))
+    }
+
+    /// The union of two sets.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        Self::new([self.all_ranges(), other.all_ranges()].concat())
+    }
+
+    /// The ranges, ascending, also of the set of every port.
+    #[must_use]
+    pub fn all_ranges(&self) -> &[PortRange] {
+        match self.0.is_empty() {
+            true => &[PortRange::ALL],
+            false => &self.0,
+        }
+    }
+
     /// The ranges, ascending; none for every port.
     #[must_use]
     pub fn ranges(&self) -> &[PortRange] {
@@ -131,6 +175,27 @@ mod tests {
         ] {
             assert_eq!(PortRange::parse(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn sets_of_ports_meet_where_they_share_one() {
+        let set = ports(&["80", "443", "1000:2000"]);
+        for (other, meets) in [
+            (&["443"][..], true),
+            (&["1:79", "2000"], true),
+            (&["81:442", "2001:65535"], false),
+            (&["0:65535"], true),
+        ] {
+            assert_eq!(set.meet(&ports(other)), meets, "{other:?}");
+            assert_eq!(ports(other).meet(&set), meets, "{other:?}");
+        }
+        let range = |text: &str| PortRange::parse(text).unwrap();
+        assert_eq!(
+            set.within(range("400:1100")),
+            Some(ports(&["443", "1000:1100"]))
+        );
+        assert_eq!(set.within(range("81:442")), None);
+        assert_eq!(ports(&["80"]).and(&ports(&["81"])), ports(&["80:81"]));
     }
 
     #[test]

@@ -8,18 +8,15 @@ use ipnet::IpNet;
 use super::{JumpPosition, PlannedJump, TablePlan, chain_of, matches};
 use crate::netfilter::rule::{Connection, ConnectionState, Matches, RejectWith, Rule, Target};
 use crate::netfilter::{Family, Protocol};
-use crate::request::{Balancer, Destination, Name, Pool, WhenEmpty};
+use crate::request::{Balancer, Destination, Masquerading, Pool, WhenEmpty};
 
 /// Adds the rules that rewrite source addresses to the nat table.
-pub(super) fn masquerade(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut TablePlan) {
+pub(super) fn masquerade(balancer: &Balancer, pool: &Pool, part: &mut TablePlan) {
     let Some(masquerade) = &balancer.gateway.masquerade else {
         return;
     };
-    let target = match masquerade.addresses.get(&pool.family) {
-        Some(address) => Target::Snat(*address),
-        None => Target::Masquerade,
-    };
-    let chain = chain_of(name, "masq");
+    let target = rewriting(masquerade, pool.family);
+    let chain = chain_of(&balancer.chain, "masq");
     let jump = Target::Jump(chain.clone());
     let (jumps, rules) = match masquerade.all {
         true => (vec![Matches::default()], vec![Rule::to(target)]),
@@ -43,30 +40,30 @@ pub(super) fn masquerade(name: &Name, balancer: &Balancer, pool: &Pool, part: &m
         }));
 }
 
+/// The target that rewrites a source address.
+pub(super) fn rewriting(masquerade: &Masquerading, family: Family) -> Target {
+    match masquerade.addresses.get(&family) {
+        Some(address) => Target::Snat(*address),
+        None => Target::Masquerade,
+    }
+}
+
 /// The filter table.
-pub(super) fn filter(name: &Name, balancer: &Balancer, pool: &Pool) -> TablePlan {
+pub(super) fn filter(balancer: &Balancer, pool: &Pool) -> TablePlan {
     let mut part = TablePlan::default();
     if balancer.gateway.forward {
-        forward(name, balancer, pool, &mut part);
+        forward(balancer, pool, &mut part);
     }
     if pool.is_empty() {
-        refuse(name, balancer, pool.family, &mut part);
+        refuse(balancer, pool.family, &mut part);
     }
     part
 }
 
-fn forward(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut TablePlan) {
-    let chain = chain_of(name, "forward");
-    let mut rules = answered_by_us(pool, &Target::Accept);
-    // Connections of removed backends pass too: they were accepted when they
-    // were new.
-    let established = Connection {
-        state: Some(ConnectionState::Established),
-        ..Connection::default()
-    };
-    rules.push(Rule::to(Target::Accept).matching(established.into()));
+fn forward(balancer: &Balancer, pool: &Pool, part: &mut TablePlan) {
+    let chain = chain_of(&balancer.chain, "forward");
     let jump = Target::Jump(chain.clone());
-    part.chains.insert(chain, rules);
+    part.chains.insert(chain, accepting(pool));
     let jumps = matches::translated(balancer, pool.family);
     part.jumps
         .extend(jumps.into_iter().map(|matches| PlannedJump {
@@ -76,23 +73,44 @@ fn forward(name: &Name, balancer: &Balancer, pool: &Pool, part: &mut TablePlan) 
         }));
 }
 
-/// New connections get their answer wherever they are bound for; those that
-/// were balanced before go on.
-fn refuse(name: &Name, balancer: &Balancer, family: Family, part: &mut TablePlan) {
+/// The rules that accept the connections of a pool, both directions.
+pub(super) fn accepting(pool: &Pool) -> Vec<Rule> {
+    let mut rules = answered_by_us(pool, &Target::Accept);
+    // Connections of removed backends pass too: they were accepted when they
+    // were new.
+    let established = Connection {
+        state: Some(ConnectionState::Established),
+        ..Connection::default()
+    };
+    rules.push(Rule::to(Target::Accept).matching(established.into()));
+    rules
+}
+
+/// The rule that answers the connections of an empty pool, unless they pass.
+pub(super) fn refusal(balancer: &Balancer, family: Family) -> Option<Rule> {
     let protocol = balancer.protocol;
     let target = match (balancer.gateway.when_empty, protocol, family) {
-        (WhenEmpty::Pass, ..) => return,
+        (WhenEmpty::Pass, ..) => return None,
         (WhenEmpty::Drop, ..) => Target::Drop,
         (WhenEmpty::Reject, Protocol::Tcp, _) => Target::Reject(RejectWith::TcpReset),
         (WhenEmpty::Reject, _, Family::Ipv4) => Target::Reject(RejectWith::IcmpPort),
         (WhenEmpty::Reject, _, Family::Ipv6) => Target::Reject(RejectWith::Icmp6Port),
     };
-    let chain = chain_of(name, "refuse");
-    let jump = Target::Jump(chain.clone());
-    let rule = Rule {
+    Some(Rule {
         protocol: Some(protocol),
         ..Rule::to(target)
+    })
+}
+
+/// New connections get their answer wherever they are bound for; those that
+/// were balanced before go on.
+fn refuse(balancer: &Balancer, family: Family, part: &mut TablePlan) {
+    let protocol = balancer.protocol;
+    let Some(rule) = refusal(balancer, family) else {
+        return;
     };
+    let chain = chain_of(&balancer.chain, "refuse");
+    let jump = Target::Jump(chain.clone());
     part.protocols.insert(chain.clone(), protocol);
     part.chains.insert(chain, vec![rule]);
     let outside = matches::from_outside(balancer, family);
@@ -125,20 +143,25 @@ fn refuse(name: &Name, balancer: &Balancer, family: Family, part: &mut TablePlan
 
 /// A rule for each network of backends, by who answers: that holds for both
 /// directions of a connection.
-fn answered_by_us(pool: &Pool, target: &Target) -> Vec<Rule> {
+pub(super) fn answered_by_us(pool: &Pool, target: &Target) -> Vec<Rule> {
+    let answered = |network| Connection {
+        reply_source: Some(network),
+        ..Connection::default()
+    };
+    let networks = networks(pool).into_iter();
+    networks
+        .map(|network| Rule::to(target.clone()).matching(answered(network).into()))
+        .collect()
+}
+
+/// The networks of a pool's backends.
+pub(super) fn networks(pool: &Pool) -> Vec<IpNet> {
     let addresses: Vec<IpAddr> = pool
         .backends
         .iter()
         .map(|one| one.endpoint.address)
         .collect();
-    let answered = |network| Connection {
-        reply_source: Some(network),
-        ..Connection::default()
-    };
-    let networks = covering(&addresses).into_iter();
-    networks
-        .map(|network| Rule::to(target.clone()).matching(answered(network).into()))
-        .collect()
+    covering(&addresses)
 }
 
 /// Networks that cover the addresses. Up to 64 networks cover exactly these;

@@ -32,17 +32,21 @@ pub(super) fn from_outside(balancer: &Balancer, family: Family) -> Vec<Matches> 
 /// interface. The loopback network is excluded unless it is named, because its
 /// addresses mean nothing to a backend elsewhere.
 pub(super) fn from_here(balancer: &Balancer, family: Family) -> Vec<Matches> {
-    let loopback = match family {
-        Family::Ipv4 => IpNet::V4(Ipv4Net::new_assert([127, 0, 0, 0].into(), 8)),
-        Family::Ipv6 => IpNet::V6(Ipv6Net::new_assert(1.into(), 128)),
-    };
     let here = |outside: Matches| Matches {
         in_interface: None,
-        not_destination: outside.destination.is_none().then_some(loopback),
+        not_destination: outside.destination.is_none().then_some(loopback(family)),
         ..outside
     };
     let outside = from_outside(balancer, family);
     outside.into_iter().map(here).collect()
+}
+
+/// The addresses of a host that mean itself.
+pub(super) fn loopback(family: Family) -> IpNet {
+    match family {
+        Family::Ipv4 => IpNet::V4(Ipv4Net::new_assert([127, 0, 0, 0].into(), 8)),
+        Family::Ipv6 => IpNet::V6(Ipv6Net::new_assert(1.into(), 128)),
+    }
 }
 
 /// The same connections after DNAT, in both directions, recognised by their
@@ -83,7 +87,7 @@ pub(super) fn untouched(matches: Matches) -> Matches {
 }
 
 /// Every source with every destination.
-fn pairs(balancer: &Balancer, family: Family) -> Vec<(Option<IpNet>, Option<IpNet>)> {
+pub(super) fn pairs(balancer: &Balancer, family: Family) -> Vec<(Option<IpNet>, Option<IpNet>)> {
     let destinations = match &balancer.destination {
         Destination::Networks(networks) => of_family(networks, family),
         Destination::Any | Destination::Local => vec![None],

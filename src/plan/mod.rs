@@ -8,13 +8,19 @@
 //! | nat | `NAME/filter` | nothing: a mark that filter has chains too | nowhere |
 //! | filter | `NAME/forward` | the connections that are accepted | FORWARD |
 //! | filter | `NAME/refuse` | the answer of an empty pool | INPUT, FORWARD, OUTPUT |
+//!
+//! In a set the chains of a balancer begin with `SET/BALANCER`, and [`set`] has the
+//! chains between them and the built-in ones.
 
+mod dispatch;
 mod gateway;
 mod matches;
+mod set;
 
 use std::collections::BTreeMap;
 
 use crate::netfilter::rule::{Matches, Rule, Target};
+use crate::netfilter::ruleset::{OwnedTable, SavedRule};
 use crate::netfilter::{Family, Protocol, Table};
 use crate::request::{Backend, Balancer, Jump, Name, Pool, Request, WhenEmpty};
 use crate::schedule::{Branch, Node, To};
@@ -25,6 +31,8 @@ use crate::schedule::{Branch, Node, To};
 pub struct Plan {
     /// The owner of the chains.
     pub name: Name,
+    /// True for a set of balancers, in which each owns a part of the chains.
+    pub is_set: bool,
     /// The tables that are not empty.
     pub tables: BTreeMap<(Family, Table), TablePlan>,
 }
@@ -78,22 +86,46 @@ impl Plan {
     #[must_use]
     pub fn new(request: &Request) -> Self {
         let mut tables = BTreeMap::new();
-        for (balancer, pool) in request
-            .balancer()
-            .into_iter()
-            .flat_map(|balancer| balancer.pools.iter().map(move |pool| (balancer, pool)))
-        {
-            let mut nat = nat(&request.name, balancer, pool);
-            let filter = gateway::filter(&request.name, balancer, pool);
+        let mut add = |family, (mut nat, filter): (TablePlan, TablePlan), mark| {
             if filter != TablePlan::default() {
-                nat.chains.insert(filter_mark(&request.name), Vec::new());
-                tables.insert((pool.family, Table::Filter), filter);
+                nat.chains.insert(mark, Vec::new());
+                tables.insert((family, Table::Filter), filter);
             }
-            tables.insert((pool.family, Table::Nat), nat);
+            tables.insert((family, Table::Nat), nat);
+        };
+        if request.is_set() {
+            let name = request.name.as_str();
+            for family in Family::BOTH {
+                let pools = request.pools();
+                let of_family: Vec<_> = pools.filter(|(_, pool)| pool.family == family).collect();
+                if !of_family.is_empty() {
+                    add(
+                        family,
+                        set::tables(name, &of_family),
+                        chain_of(name, "/filter"),
+                    );
+                }
+            }
+        } else {
+            for (balancer, pool) in request.pools() {
+                let tables = (nat(balancer, pool), gateway::filter(balancer, pool));
+                add(pool.family, tables, chain_of(&balancer.chain, "filter"));
+            }
         }
         Self {
             name: request.name.clone(),
+            is_set: request.is_set(),
             tables,
+        }
+    }
+
+    /// The part of the plan that a chain belongs to: a balancer of the set, or the
+    /// only one; `None` for the set's own chains.
+    #[must_use]
+    pub fn part<'a>(&self, chain: &'a str) -> Option<&'a str> {
+        match self.is_set {
+            true => self.name.member(chain),
+            false => Some(""),
         }
     }
 
@@ -104,31 +136,34 @@ impl Plan {
     }
 }
 
-/// The empty chain in nat that tells that the balancer has rules in filter, so
-/// that table need not be read to learn that there are none.
+/// Returns true if an empty chain in nat tells that the balancer, or the set, has
+/// rules in filter, so that table need not be read to learn that there are none.
 #[must_use]
-pub fn filter_mark(name: &Name) -> String {
-    chain_of(name, "filter")
+pub fn is_marked(name: &Name, nat: &OwnedTable) -> bool {
+    ["filter", "/filter"].into_iter().any(|id| {
+        let mark = nat.chains.get(&chain_of(name.as_str(), id));
+        mark.is_some_and(|chain| !chain.rules.iter().any(is_of_a_balancer))
+    })
 }
 
-/// Returns true for the name of such a mark.
+/// Returns true for a rule that a balancer's chain in nat may have.
+fn is_of_a_balancer(rule: &SavedRule) -> bool {
+    let meaning = rule.meaning.as_ref();
+    meaning.is_some_and(|rule| matches!(rule.target, Target::Dnat(_) | Target::Goto(_)))
+}
+
+/// Returns true for a name that such a mark may have. A balancer of a set may have
+/// it too; its chain is not empty.
 #[must_use]
-pub fn is_filter_mark(chain: &str) -> bool {
+pub fn may_be_filter_mark(chain: &str) -> bool {
     chain.ends_with("/filter")
 }
 
-fn nat(name: &Name, balancer: &Balancer, pool: &Pool) -> TablePlan {
+fn nat(balancer: &Balancer, pool: &Pool) -> TablePlan {
     let mut part = TablePlan::default();
-    let nodes = pool.arrangement.chains.iter();
-    for (name, rules) in nodes
-        .map(|node| (chain_name(name, node), servers(name, balancer, pool, node)))
-        .chain(drained(name, balancer, pool))
-    {
-        part.protocols.insert(name.clone(), balancer.protocol);
-        part.chains.insert(name, rules);
-    }
+    choice(balancer, pool, &mut part);
     let mut lead = |chain, entries: Vec<Matches>| {
-        let jump = Target::Jump(name.as_str().to_owned());
+        let jump = Target::Jump(balancer.chain.clone());
         part.jumps
             .extend(entries.into_iter().map(|matches| PlannedJump {
                 chain,
@@ -143,32 +178,44 @@ fn nat(name: &Name, balancer: &Balancer, pool: &Pool) -> TablePlan {
     if balancer.gateway.local_traffic {
         lead("OUTPUT", matches::from_here(balancer, pool.family));
     }
-    gateway::masquerade(name, balancer, pool, &mut part);
+    gateway::masquerade(balancer, pool, &mut part);
     part
 }
 
-fn chain_of(name: &Name, id: &str) -> String {
-    format!("{}/{id}", name.as_str())
+/// Adds the chains that choose a backend.
+fn choice(balancer: &Balancer, pool: &Pool, part: &mut TablePlan) {
+    let nodes = pool.arrangement.chains.iter();
+    for (name, rules) in nodes
+        .map(|node| (chain_name(balancer, node), servers(balancer, pool, node)))
+        .chain(drained(balancer, pool))
+    {
+        part.protocols.insert(name.clone(), balancer.protocol);
+        part.chains.insert(name, rules);
+    }
+}
+
+fn chain_of(chain: &str, id: &str) -> String {
+    format!("{chain}/{id}")
 }
 
 /// `NAME`, or `NAME/ID`
-fn chain_name(name: &Name, node: &Node) -> String {
+fn chain_name(balancer: &Balancer, node: &Node) -> String {
     match node.id.is_empty() {
-        true => name.as_str().to_owned(),
-        false => chain_of(name, &node.id),
+        true => balancer.chain.clone(),
+        false => chain_of(&balancer.chain, &node.id),
     }
 }
 
 /// One rule for each branch of the arrangement. The chain of an empty pool that
 /// refuses accepts the connection, so that no later nat rule sends it
 /// elsewhere.
-fn servers(name: &Name, balancer: &Balancer, pool: &Pool, node: &Node) -> Vec<Rule> {
+fn servers(balancer: &Balancer, pool: &Pool, node: &Node) -> Vec<Rule> {
     if pool.is_empty() && balancer.gateway.when_empty != WhenEmpty::Pass {
         return vec![Rule::to(Target::Accept)];
     }
     let rule = |branch: &Branch| match branch.to {
         To::Chain(next) => {
-            let next = chain_name(name, &pool.arrangement.chains[next]);
+            let next = chain_name(balancer, &pool.arrangement.chains[next]);
             Rule {
                 statistic: branch.takes,
                 ..Rule::to(Target::Goto(next))
@@ -194,10 +241,10 @@ fn server(balancer: &Balancer, backend: &Backend) -> Rule {
 /// The backends of weight 0, in a chain that nothing jumps to. It is the record
 /// that their connections belong to this balancer, for the time when they are
 /// removed.
-fn drained(name: &Name, balancer: &Balancer, pool: &Pool) -> Option<(String, Vec<Rule>)> {
+fn drained(balancer: &Balancer, pool: &Pool) -> Option<(String, Vec<Rule>)> {
     let drained = pool.backends.iter().filter(|backend| backend.weight == 0);
     let rules: Vec<Rule> = drained.map(|backend| server(balancer, backend)).collect();
-    (!rules.is_empty()).then(|| (chain_of(name, "drain"), rules))
+    (!rules.is_empty()).then(|| (chain_of(&balancer.chain, "drain"), rules))
 }
 
 #[cfg(test)]

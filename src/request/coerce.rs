@@ -55,6 +55,17 @@ impl BadRequest {
         self
     }
 
+    /// The same mistakes in a part of the request: `balancers[3]`.
+    pub(super) fn within(mut self, place: &str) -> Self {
+        for mistake in std::iter::once(&mut self.first).chain(&mut self.more) {
+            mistake.path = match mistake.path.is_empty() {
+                true => place.to_owned(),
+                false => format!("{place}.{}", mistake.path),
+            };
+        }
+        self
+    }
+
     /// Adds the mistakes of another part of the request.
     fn and(mut self, other: Self) -> Self {
         self.more.push(other.first);

@@ -2,31 +2,37 @@
 //! valid. One conversion words every error; after it nobody checks again.
 
 mod backend;
+mod balancer;
+mod claims;
 mod coerce;
 mod gateway;
 pub mod json;
 mod pool;
+mod set;
+mod shape;
 mod traffic;
 pub(crate) mod unchecked;
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::slice;
 
-use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::netfilter::Family;
 pub use crate::netfilter::Name;
-use crate::netfilter::{self, Family, Ports, Protocol};
 pub use backend::Backend;
-use backend::{BackendEntry, ambiguous_ports, backends};
+use backend::ambiguous_ports;
+pub use balancer::{Balancer, Destination};
+use balancer::{Draft, Inherited};
+pub use claims::listed;
 pub use coerce::BadRequest;
-use coerce::{Field, Mistakes, Path, all, boolean, choice, integer, text};
+use coerce::{Field, Mistakes, Path, boolean, choice, integer, text};
+use gateway::persist;
 pub use gateway::{Gateway, Masquerading, Persist};
-use gateway::{gateway, persist};
 pub use pool::Pool;
-use pool::pools;
-use traffic::{destination, interface, networks, ports as ports_of};
+use set::SetDraft;
+use shape::{misshapen, names_of, shaped};
 use unchecked::RequestAttributes;
 pub use unchecked::{
     DesiredState, Disconnect, Jump, Layout, Masquerade, Mode, VariantChoice, WhenEmpty,
@@ -48,7 +54,8 @@ pub struct Request {
     pub wait: u32,
     /// The files for the next boot.
     pub persist: Persist,
-    /// The protocols whose connections are ended when their backend is removed.
+    /// The protocols whose connections are ended when their backend is removed, of
+    /// balancers that are not there any more.
     pub disconnect: Disconnect,
     /// Warnings about values that may be meant otherwise.
     pub warnings: Vec<String>,
@@ -73,45 +80,12 @@ pub struct UncheckedRequest {
 /// The desired state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Desired {
-    /// Nothing of the balancer.
+    /// Nothing of the balancer, or of the set.
     Absent,
     /// This balancer.
-    Present(Balancer),
-}
-
-/// A balancer that can be built: the networks and addresses named are of the
-/// families in use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Balancer {
-    /// In turn or by chance.
-    pub mode: Mode,
-    /// The families that have backends, in order.
-    pub pools: Vec<Pool>,
-    /// The transport protocol.
-    pub protocol: Protocol,
-    /// The ports that are balanced.
-    pub destination_ports: Ports,
-    /// The addresses that are balanced.
-    pub destination: Destination,
-    /// Only from these networks; from everywhere when empty.
-    pub sources: Vec<IpNet>,
-    /// Only from this interface.
-    pub in_interface: Option<String>,
-    /// The position of a new jump rule.
-    pub jump: Jump,
-    /// The gateway around the chain.
-    pub gateway: Gateway,
-}
-
-/// To whom a connection must be addressed to be balanced.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// To anybody.
-    Any,
-    /// To any address of this host.
-    Local,
-    /// To one of these networks.
-    Networks(Vec<IpNet>),
+    Balancer(Box<Balancer>),
+    /// These balancers, and no other of the set.
+    Set(Vec<Balancer>),
 }
 
 /// Finds the addresses of a host's name, or says why it has none.
@@ -145,15 +119,49 @@ impl UncheckedRequest {
         // An attribute with an unknown name may be the one that seems to be missing.
         let state = state.filter(|_| are_names_known);
         let state = state.unwrap_or(DesiredState::Absent);
-        mistakes.take(desired(&attributes, state));
+        match (given("balancers", &attributes.balancers), name) {
+            (Some(place), Some(name)) => {
+                mistakes.take(set::drafts(&attributes, &place, state, &name));
+            }
+            (Some(_), None) => {}
+            (None, _) => {
+                mistakes.take(Draft::read(&attributes, state));
+            }
+        }
         mistakes.take(persist(&attributes.persist));
-        mistakes.take(word(
-            "disconnect",
-            &attributes.disconnect,
-            Disconnect::WORDS,
-        ));
-        mistakes.take(word("layout", &attributes.layout, Layout::WORDS));
+        if given("balancers", &attributes.balancers).is_none() {
+            mistakes.take(word(
+                "disconnect",
+                &attributes.disconnect,
+                Disconnect::WORDS,
+            ));
+            mistakes.take(word("layout", &attributes.layout, Layout::WORDS));
+        }
         mistakes.or(None)
+    }
+
+    /// Returns true if it is about a set of balancers.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        given("balancers", &self.attributes.balancers).is_some()
+    }
+
+    /// Returns true for a set whose balancers seem to have rules in filter, so that one
+    /// dump of all tables is less than one of each.
+    #[must_use]
+    pub fn mentions_filter(&self) -> bool {
+        let is_said = |item: &Value| match item {
+            Value::Object(item) => item.contains_key("forward"),
+            Value::String(text) => text.contains("\"forward\""),
+            _ => false,
+        };
+        let is_default = given("forward", &self.attributes.forward).is_some();
+        match &self.attributes.balancers {
+            None | Some(Value::Null) => false,
+            Some(Value::Array(items)) => is_default || items.iter().any(is_said),
+            Some(Value::Object(items)) => is_default || items.values().any(is_said),
+            Some(text) => is_default || is_said(text),
+        }
     }
 
     /// Checks everything except the addresses of names.
@@ -162,7 +170,7 @@ impl UncheckedRequest {
     /// Up to five mistakes: the attribute, the item, and the way out.
     pub fn check(&self) -> Result<(), BadRequest> {
         let checked = self.checked()?;
-        match checked.listed.iter().any(|listed| listed.host.is_name()) {
+        match checked.has_names() {
             true => Ok(()),
             false => checked.resolve(&no_names).map(|_| ()),
         }
@@ -179,48 +187,91 @@ impl UncheckedRequest {
     fn checked(&self) -> Result<Checked, BadRequest> {
         let attributes = &self.attributes;
         let mut mistakes = Mistakes::default();
-        let desired = mistakes.take(desired(attributes, self.state));
+        let drafts = match given("balancers", &attributes.balancers) {
+            None => {
+                Draft::read(attributes, self.state).map(|draft| Drafts::One(draft.map(Box::new)))
+            }
+            Some(place) => set::drafts(attributes, &place, self.state, &self.name).map(Drafts::Set),
+        };
+        let drafts = mistakes.take(drafts);
         let persist = mistakes.take(persist(&attributes.persist));
-        let disconnect = word("disconnect", &attributes.disconnect, Disconnect::WORDS);
-        let disconnect = mistakes.take(disconnect).unwrap_or_default();
-        let layout = mistakes.take(word("layout", &attributes.layout, Layout::WORDS));
-        let (desired, listed) = mistakes.or(desired)?;
-        let ambiguous = |place| ambiguous_ports(&listed, &place);
-        let warnings = given("backends", &attributes.backends).map(ambiguous);
+        let (mut disconnect, mut layout) = (None, None);
+        // A set has checked them with its other defaults.
+        if !self.is_set() || drafts.is_some() {
+            let word_of = &attributes.disconnect;
+            disconnect = mistakes.take(word("disconnect", word_of, Disconnect::WORDS));
+            layout = mistakes.take(word("layout", &attributes.layout, Layout::WORDS));
+        }
+        let mut drafts = mistakes.or(drafts)?;
+        let disconnect = disconnect.unwrap_or_default();
+        let mut warnings = Vec::new();
+        if let Drafts::One(Some(draft)) = &mut drafts {
+            draft.layout = layout.unwrap_or_default();
+            draft.balancer.disconnect = disconnect;
+            self.name.as_str().clone_into(&mut draft.balancer.chain);
+            let place = given("backends", &attributes.backends);
+            warnings.extend(place.map(|place| ambiguous_ports(&draft.listed, &place)));
+        }
         Ok(Checked {
             request: Request {
                 name: self.name.clone(),
                 variant: self.variant,
                 wait: self.wait,
-                desired,
+                desired: Desired::Absent,
                 persist: persist.unwrap_or_default(),
                 disconnect,
-                warnings: warnings.unwrap_or_default(),
+                warnings: warnings.concat(),
             },
-            listed,
-            layout: layout.unwrap_or_default(),
+            state: self.state,
+            drafts,
         })
     }
 }
 
-/// A request without backends, and the list that they are made from.
+/// Balancers without backends.
+enum Drafts {
+    /// One balancer, if there is to be one.
+    One(Option<Box<Draft>>),
+    /// The balancers of a set.
+    Set(Vec<SetDraft>),
+}
+
+/// A request without balancers, and the drafts of these.
 struct Checked {
     request: Request,
-    listed: Vec<BackendEntry>,
-    layout: Layout,
+    state: DesiredState,
+    drafts: Drafts,
 }
 
 impl Checked {
+    fn has_names(&self) -> bool {
+        match &self.drafts {
+            Drafts::One(draft) => draft.as_ref().is_some_and(|draft| draft.has_names()),
+            Drafts::Set(drafts) => drafts.iter().any(SetDraft::has_names),
+        }
+    }
+
     fn resolve(self, lookup: Lookup) -> Result<Request, BadRequest> {
         let mut request = self.request;
-        let Desired::Present(balancer) = &mut request.desired else {
-            return Ok(request);
+        request.desired = match self.drafts {
+            _ if self.state == DesiredState::Absent => Desired::Absent,
+            Drafts::One(None) => Desired::Absent,
+            Drafts::One(Some(draft)) => {
+                Desired::Balancer(draft.resolve(Inherited::default(), lookup)?.into())
+            }
+            Drafts::Set(drafts) => {
+                let warnings = drafts.iter().flat_map(SetDraft::warnings);
+                let mut named: Vec<String> = warnings
+                    .map(|(name, warning)| format!("balancer `{name}`: {warning}"))
+                    .collect();
+                let balancers = drafts.into_iter().map(|draft| draft.resolve(lookup));
+                let balancers = coerce::all(balancers)?;
+                named.extend(claims::check(&balancers)?);
+                request.warnings = named;
+                Desired::Set(balancers)
+            }
         };
-        let named = balancer.families_named();
-        balancer.pools = pools(&self.listed, &named, balancer.mode, self.layout, lookup)?;
-        balancer.check_networks()?;
-        balancer.check_snat()?;
-        check_persist(&request.persist, balancer)?;
+        check_persist(&request.persist, request.balancers())?;
         Ok(request)
     }
 }
@@ -243,17 +294,36 @@ impl Request {
     pub fn state(&self) -> DesiredState {
         match self.desired {
             Desired::Absent => DesiredState::Absent,
-            Desired::Present(_) => DesiredState::Present,
+            Desired::Balancer(_) | Desired::Set(_) => DesiredState::Present,
         }
     }
 
-    /// The balancer, if there is to be one.
+    /// Returns true if nothing is to be there.
     #[must_use]
-    pub fn balancer(&self) -> Option<&Balancer> {
+    pub fn is_absent(&self) -> bool {
+        self.desired == Desired::Absent
+    }
+
+    /// Returns true if it is about a set of balancers.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        matches!(self.desired, Desired::Set(_))
+    }
+
+    /// The balancers that are to be there.
+    #[must_use]
+    pub fn balancers(&self) -> &[Balancer] {
         match &self.desired {
-            Desired::Absent => None,
-            Desired::Present(balancer) => Some(balancer),
+            Desired::Absent => &[],
+            Desired::Balancer(balancer) => slice::from_ref(balancer),
+            Desired::Set(balancers) => balancers,
         }
+    }
+
+    /// The pools of all balancers.
+    pub fn pools(&self) -> impl Iterator<Item = (&Balancer, &Pool)> {
+        let balancers = self.balancers().iter();
+        balancers.flat_map(|balancer| balancer.pools.iter().map(move |pool| (balancer, pool)))
     }
 }
 
@@ -276,8 +346,9 @@ impl RequestAttributes {
                 "`name` is given too, of which it is another spelling; leave one out",
             ));
         }
-        // It may be long, and is not copied.
+        // They may be long, and are not copied.
         let backends = attributes.remove("backends");
+        let balancers = attributes.remove("balancers");
         let rest = match Self::deserialize(&attributes) {
             Ok(rest) => rest,
             Err(error) => {
@@ -287,7 +358,14 @@ impl RequestAttributes {
                 Self::deserialize(&attributes).unwrap_or_default()
             }
         };
-        (Self { backends, ..rest }, mistakes)
+        (
+            Self {
+                backends,
+                balancers,
+                ..rest
+            },
+            mistakes,
+        )
     }
 }
 
@@ -297,98 +375,6 @@ fn given<'a>(path: impl Into<Path<'a>>, value: impl Into<Option<&'a Value>>) -> 
         .into()
         .filter(|value| !value.is_null())
         .map(|value| Field::new(path, value))
-}
-
-/// An object into its shape: every key is known, the values are unchecked.
-fn shaped<T>(path: &Path, object: &json::Object) -> Result<T, BadRequest>
-where
-    T: for<'de> Deserialize<'de> + schemars::JsonSchema,
-{
-    T::deserialize(object).map_err(|error| misshapen::<T>(path, object, &error))
-}
-
-/// The only possible mistake in a shape is an unknown key. All are named.
-fn misshapen<T: schemars::JsonSchema>(
-    path: &Path,
-    object: &json::Object,
-    error: &serde_json::Error,
-) -> BadRequest {
-    let known = names_of::<T>();
-    let path = path.to_string();
-    let dot = if path.is_empty() { "" } else { "." };
-    let unknown_keys = object.keys().filter(|key| !known.contains(key));
-    let mistakes = all(unknown_keys.map(|key| {
-        let place = format!("{path}{dot}{}", key.escape_debug());
-        Err::<(), _>(BadRequest::new(place, unknown(key, &known)))
-    }));
-    match mistakes {
-        Err(mistakes) => mistakes,
-        Ok(_) => BadRequest::new(path, error.to_string()),
-    }
-}
-
-/// The names that a shape has, with their aliases, from its schema.
-fn names_of<T: schemars::JsonSchema>() -> Vec<String> {
-    let schema = schemars::schema_for!(T);
-    let properties = schema.get("properties").and_then(Value::as_object);
-    let mut names = Vec::new();
-    for (name, property) in properties.into_iter().flatten() {
-        names.push(name.clone());
-        let aliases = property.get("aliases").and_then(Value::as_array);
-        names.extend(
-            aliases
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str)
-                .map(str::to_owned),
-        );
-    }
-    names
-}
-
-/// Names that other programs use, and the attribute that is meant.
-const SYNONYMS: [(&str, &str); 20] = [
-    ("port", "destination_port"),
-    ("ports", "destination_port"),
-    ("dport", "destination_port"),
-    ("dports", "destination_port"),
-    ("listen", "destination_port"),
-    ("bind", "destination"),
-    ("vip", "destination"),
-    ("server", "backends"),
-    ("servers", "backends"),
-    ("upstream", "backends"),
-    ("members", "backends"),
-    ("targets", "backends"),
-    ("balance", "mode"),
-    ("algorithm", "mode"),
-    ("scheduler", "mode"),
-    ("lb_algo", "mode"),
-    ("interface", "in_interface"),
-    ("iface", "in_interface"),
-    ("snat", "masquerade"),
-    ("host", "address"),
-];
-
-fn unknown(key: &str, known: &[String]) -> String {
-    let key = key.to_lowercase();
-    let is_known = |name: &str| known.iter().any(|known| known == name);
-    let mut synonyms = SYNONYMS.iter();
-    let meant = synonyms.find(|(other, name)| *other == key && is_known(name));
-    if let Some((_, name)) = meant {
-        return format!("there is no such attribute; it is called `{name}` here");
-    }
-    let mut longer = known
-        .iter()
-        .filter(|name| key.len() > 2 && name.starts_with(&key));
-    if let (Some(name), None) = (longer.next(), longer.next()) {
-        return format!("there is no such attribute; the nearest is `{name}`");
-    }
-    let distance = |name: &&String| strsim::damerau_levenshtein(&key, name);
-    match known.iter().min_by_key(distance) {
-        Some(nearest) => format!("there is no such attribute; the nearest is `{nearest}`"),
-        None => "there is no such attribute".into(),
-    }
 }
 
 fn name(attributes: &RequestAttributes) -> Result<Name, BadRequest> {
@@ -410,85 +396,18 @@ fn optional_flag(path: &'static str, value: &Option<Value>) -> Result<bool, BadR
     given(path, value).map_or(Ok(false), |place| boolean(&place))
 }
 
-/// Every given attribute is checked in either state. What `absent` does not need
-/// may be missing.
-fn desired(
-    attributes: &RequestAttributes,
-    state: DesiredState,
-) -> Result<(Desired, Vec<BackendEntry>), BadRequest> {
-    let mut mistakes = Mistakes::default();
-    let backends = given("backends", &attributes.backends).map(|place| backends(&place));
-    let backends = mistakes.take(backends.transpose());
-    let mode = mistakes.take(mode(&attributes.mode));
-    let protocol = word("protocol", &attributes.protocol, &Protocol::WORDS);
-    let protocol = mistakes.take(protocol).unwrap_or_default();
-    let ports = given("destination_port", &attributes.destination_port);
-    let ports = mistakes.take(ports.map(|place| ports_of(&place, protocol)).transpose());
-    let destination = mistakes.take(destination(attributes));
-    let sources = mistakes.take(networks("source", &attributes.source));
-    let in_interface = mistakes.take(interface("in_interface", &attributes.in_interface));
-    let jump = mistakes.take(word("jump", &attributes.jump, Jump::WORDS));
-    let gateway = mistakes.take(gateway(attributes));
-    if state == DesiredState::Absent {
-        return mistakes.or(Some((Desired::Absent, Vec::new())));
-    }
-    if backends == Some(None) {
-        let problem = "is missing; it lists the servers";
-        mistakes.add(BadRequest::new("backends", problem));
-    }
-    if ports == Some(None) {
-        let problem = "is missing; it says what is balanced, and \"0:65535\" is every port";
-        mistakes.add(BadRequest::new("destination_port", problem));
-    }
-    let balancer = gateway.map(|gateway| Balancer {
-        mode: mode.unwrap_or_default(),
-        protocol,
-        destination: destination.unwrap_or(Destination::Any),
-        sources: sources.unwrap_or_default(),
-        in_interface: in_interface.flatten(),
-        jump: jump.unwrap_or_default(),
-        destination_ports: ports.flatten().unwrap_or_default(),
-        pools: Vec::new(),
-        gateway,
-    });
-    let backends = backends.flatten().unwrap_or_default();
-    mistakes.or(balancer.map(|balancer| (Desired::Present(balancer), backends)))
-}
-
-/// The mode. The names of other balancers' methods lead to the one that fits.
-fn mode(value: &Option<Value>) -> Result<Mode, BadRequest> {
-    let Some(place) = given("mode", value) else {
-        return Ok(Mode::default());
-    };
-    choice(&place, Mode::WORDS).map_err(|bad| {
-        let word = place.value.as_str().unwrap_or_default().to_lowercase();
-        let word = word.replace(['-', '_', ' '], "");
-        let hint = match word.as_str() {
-            "roundrobin" | "rr" | "wrr" | "staticrr" | "weightedroundrobin" | "turn" => {
-                "round robin, with weights, is `nth`"
-            }
-            "chance" | "probability" | "rand" => "that is `random`",
-            "source" | "sourcehash" | "iphash" | "sticky" | "hash" | "consistent" => {
-                "a client is not kept with a backend; the nearest is `random`"
-            }
-            "leastconn" | "leastconnections" | "lc" | "wlc" | "leastrequest" => {
-                "iptables does not count a backend's connections; the nearest is `nth`"
-            }
-            _ => return bad,
-        };
-        place.refuse(format_args!("is not one of: nth, random; {hint}"))
-    })
-}
-
 /// One file serves one family, so each family in use needs its own.
-fn check_persist(persist: &Persist, balancer: &Balancer) -> Result<(), BadRequest> {
-    let mut families = balancer.pools.iter().map(|pool| pool.family);
+fn check_persist(persist: &Persist, balancers: &[Balancer]) -> Result<(), BadRequest> {
+    let pools = || balancers.iter().flat_map(|balancer| &balancer.pools);
+    let mut families: Vec<Family> = pools().map(|pool| pool.family).collect();
+    families.sort_unstable();
+    families.dedup();
     match persist {
-        Persist::Path(_) if balancer.pools.len() > 1 => Err(BadRequest::new(
+        Persist::Path(_) if families.len() > 1 => Err(BadRequest::new(
             "persist",
             "one path serves one family, and both are in use; give {ipv4: path, ipv6: path}",
         )),
-        Persist::Paths(paths) => match families.find(|family| !paths.contains_key(family)) {
+        Persist::Paths(paths) => match families.iter().find(|family| !paths.contains_key(family)) {
             Some(family) => Err(BadRequest::new(
                 format!("persist.{}", family.as_str()),
                 format!("is missing; {} is in use too", family.title()),
@@ -496,88 +415,6 @@ fn check_persist(persist: &Persist, balancer: &Balancer) -> Result<(), BadReques
             None => Ok(()),
         },
         Persist::No | Persist::Found | Persist::Path(_) => Ok(()),
-    }
-}
-
-impl Balancer {
-    /// The families that something other than a backend is of.
-    fn families_named(&self) -> BTreeSet<Family> {
-        let destinations = match &self.destination {
-            Destination::Networks(networks) => networks.as_slice(),
-            Destination::Any | Destination::Local => &[],
-        };
-        let networks = destinations.iter().chain(&self.sources);
-        let mut named: BTreeSet<Family> =
-            networks.map(|network| Family::of(network.addr())).collect();
-        if let Some(masquerade) = &self.gateway.masquerade {
-            named.extend(masquerade.addresses.keys());
-        }
-        named
-    }
-
-    fn check_snat(&self) -> Result<(), BadRequest> {
-        let Some(masquerade) = &self.gateway.masquerade else {
-            return Ok(());
-        };
-        let addresses: Vec<IpNet> = masquerade
-            .addresses
-            .values()
-            .map(|address| IpNet::from(*address))
-            .collect();
-        self.check_families("snat_address", &addresses)
-    }
-
-    /// A network of a family without backends, or backends of a family that no
-    /// network is of, would silently get nothing.
-    fn check_networks(&self) -> Result<(), BadRequest> {
-        if let Destination::Networks(networks) = &self.destination {
-            self.check_families("destination", networks)?;
-        }
-        self.check_families("source", &self.sources)?;
-        self.check_combinations()
-    }
-
-    /// One rule jumps into the chain for each combination of the networks.
-    fn check_combinations(&self) -> Result<(), BadRequest> {
-        const MOST: usize = 4096;
-        let destinations = match &self.destination {
-            Destination::Networks(networks) => networks.len(),
-            Destination::Any | Destination::Local => 1,
-        };
-        let combinations = destinations.saturating_mul(self.sources.len().max(1));
-        if combinations <= MOST {
-            return Ok(());
-        }
-        let problem = format!(
-            "with `destination` these are {combinations} combinations, more than {MOST}; name larger networks"
-        );
-        Err(BadRequest::new("source", problem))
-    }
-
-    fn check_families(&self, path: &str, networks: &[IpNet]) -> Result<(), BadRequest> {
-        let family_of = |network: &IpNet| Family::of(network.addr());
-        for (at, network) in networks.iter().enumerate() {
-            let family = family_of(network);
-            if !self.pools.iter().any(|pool| pool.family == family) {
-                let problem = format!(
-                    "`{}` is {}, but no backend is; add one or leave it out",
-                    netfilter::shortest(network),
-                    family.title()
-                );
-                return Err(BadRequest::new(format!("{path}[{at}]"), problem));
-            }
-        }
-        for family in self.pools.iter().map(|pool| pool.family) {
-            if !networks.is_empty() && !networks.iter().any(|network| family_of(network) == family)
-            {
-                let problem = format!(
-                    "names no {0} address, but there are {0} backends; name one, or leave those backends out",
-                    family.title()
-                );
-                return Err(BadRequest::new(path, problem));
-            }
-        }
-        Ok(())
     }
 }
 

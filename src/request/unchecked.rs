@@ -33,9 +33,16 @@ pub(crate) struct RequestAttributes {
     /// The backends: each an object, or a string `HOST[:PORT] [weight=N]`
     /// (IPv6: `[fd00::1]:5308`). IPv4 and IPv6 may be mixed; connections of
     /// each family go to the backends of that family. An empty list is an empty
-    /// pool, see `when_empty`. Required unless `state` is `absent`.
+    /// pool, see `when_empty`. Required unless `state` is `absent` or `balancers` is there.
     #[schemars(with = "Option<Vec<BackendForm>>")]
     pub backends: Option<Value>,
+
+    /// The balancers of a set, in the place of `backends` and `destination_port`. Each has a `name`, unique in the set,
+    /// and any attribute that describes one balancer; the same attribute beside `balancers` is its default. The list is the
+    /// whole truth: a balancer that is not in it is removed. Where two claim the same traffic in part, the first one
+    /// listed gets it. In CFEngine a data container or its JSON text.
+    #[schemars(with = "Option<Vec<BalancerAttributes>>")]
+    pub balancers: Option<Value>,
 
     /// The transport protocol that is balanced.
     #[schemars(with = "Option<crate::netfilter::Protocol>", extend("default" = "tcp"))]
@@ -43,7 +50,7 @@ pub(crate) struct RequestAttributes {
 
     /// The ports that are balanced: a port, a range `"a:b"`, the name of a
     /// service, or a list of up to 15 of these. Required unless `state` is
-    /// `absent`; `"0:65535"` is every port.
+    /// `absent` or `balancers` is there; `"0:65535"` is every port.
     #[schemars(with = "Option<OneOrList<PortForm>>")]
     pub destination_port: Option<Value>,
 
@@ -125,6 +132,80 @@ pub(crate) struct RequestAttributes {
     /// 1, the least that iptables accepts.
     #[schemars(with = "Option<u32>", range(max = 3600), extend("default" = 10))]
     pub wait: Option<Value>,
+}
+
+/// A balancer of a set.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Balancer")]
+pub(crate) struct BalancerAttributes {
+    /// The name of the balancer, unique in the set. Its chains are SET/NAME and SET/NAME/...; SET/NAME has at most 20
+    /// characters.
+    #[schemars(
+        with = "String",
+        regex(pattern = r"^[A-Za-z0-9_.][A-Za-z0-9_.-]{0,17}$")
+    )]
+    pub name: Option<Value>,
+
+    /// See `mode` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<Mode>")]
+    pub mode: Option<Value>,
+
+    /// See `backends` of a single balancer.
+    #[schemars(with = "Option<Vec<BackendForm>>")]
+    pub backends: Option<Value>,
+
+    /// See `protocol` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<crate::netfilter::Protocol>")]
+    pub protocol: Option<Value>,
+
+    /// See `destination_port` of a single balancer.
+    #[schemars(with = "Option<OneOrList<PortForm>>")]
+    pub destination_port: Option<Value>,
+
+    /// See `destination` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<OneOrList<String>>")]
+    pub destination: Option<Value>,
+
+    /// See `source` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<OneOrList<String>>")]
+    pub source: Option<Value>,
+
+    /// See `in_interface` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<String>")]
+    pub in_interface: Option<Value>,
+
+    /// See `layout` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<Layout>")]
+    pub layout: Option<Value>,
+
+    /// See `local_traffic` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<bool>")]
+    pub local_traffic: Option<Value>,
+
+    /// See `masquerade` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<MasqueradeForm>")]
+    pub masquerade: Option<Value>,
+
+    /// See `snat_address` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<OneOrList<std::net::IpAddr>>")]
+    pub snat_address: Option<Value>,
+
+    /// See `out_interface` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<String>")]
+    pub out_interface: Option<Value>,
+
+    /// See `forward` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<bool>")]
+    pub forward: Option<Value>,
+
+    /// See `when_empty` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<WhenEmpty>")]
+    pub when_empty: Option<Value>,
+
+    /// See `disconnect` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<Disconnect>")]
+    pub disconnect: Option<Value>,
 }
 
 /// A backend.

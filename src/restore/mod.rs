@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::diff::change::{Action, Change, Kind};
 use crate::netfilter::ruleset::{Chain, Counters, OwnedTable, Ruleset, SavedRule};
 use crate::netfilter::{Family, Table};
-use crate::plan::is_filter_mark;
+use crate::plan::may_be_filter_mark;
 
 /// One step of a write.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,7 +63,7 @@ fn transaction<'a>(
     found: &Ruleset,
 ) -> Option<Vec<u8>> {
     let mut text = Vec::new();
-    for (table, changes) in blocks(changes.into_iter()) {
+    for (table, changes) in blocks(changes.into_iter(), found.owned(Table::Nat)) {
         block(table, &changes, found.owned(table), Words::Live, &mut text);
     }
     (!text.is_empty()).then_some(text)
@@ -107,18 +107,19 @@ enum Words {
 /// The rules in filter exist before nat sends connections to them, and are
 /// deleted after. The mark in nat, that filter has rules too, exists before
 /// them, and is deleted after.
-fn blocks<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<(Table, Vec<&'a Change>)> {
+fn blocks<'a>(
+    changes: impl Iterator<Item = &'a Change>,
+    found: &OwnedTable,
+) -> Vec<(Table, Vec<&'a Change>)> {
     let mut tables: BTreeMap<Table, Vec<&Change>> = BTreeMap::new();
     for change in changes {
         tables.entry(change.table).or_default().push(change);
     }
     let filter = tables.remove(&Table::Filter).unwrap_or_default();
-    let is_mark = |change: &&Change| is_filter_mark(&change.chain);
-    let (mark, nat): (Vec<_>, Vec<_>) = tables
-        .remove(&Table::Nat)
-        .unwrap_or_default()
-        .into_iter()
-        .partition(is_mark);
+    let nat = tables.remove(&Table::Nat).unwrap_or_default();
+    let marks = marks(&nat, found);
+    let is_mark = |change: &&Change| marks.contains(&*change.chain);
+    let (mark, nat): (Vec<_>, Vec<_>) = nat.into_iter().partition(is_mark);
     let only_deletes = |changes: &[&Change]| {
         let deletes =
             |change: &&Change| matches!(change.action.kind(), Kind::DeleteRule | Kind::DeleteChain);
@@ -139,6 +140,25 @@ fn blocks<'a>(changes: impl Iterator<Item = &'a Change>) -> Vec<(Table, Vec<&'a 
         .chain(ordered)
         .filter(|(_, changes)| !changes.is_empty())
         .collect()
+}
+
+/// The marks among the changed chains: a mark never has a rule of ours, and a
+/// balancer's chain with the name of one has.
+fn marks<'a>(nat: &[&'a Change], found: &OwnedTable) -> BTreeSet<&'a str> {
+    let chains = nat.iter().map(|change| &*change.chain);
+    let mut marks: BTreeSet<&str> = chains.filter(|chain| may_be_filter_mark(chain)).collect();
+    for change in nat {
+        let is_made_or_goes = matches!(change.action, Action::CreateChain | Action::DeleteChain);
+        if !is_made_or_goes {
+            marks.remove(&*change.chain);
+        }
+    }
+    let is_empty = |chain: &str| {
+        let found = found.chains.get(chain);
+        found.is_none_or(|chain| chain.rules.is_empty())
+    };
+    marks.retain(|chain| is_empty(chain));
+    marks
 }
 
 /// One table. Deleted chains may jump to each other, so all are emptied before

@@ -203,6 +203,40 @@ fn the_gateway_in_one_task() {
     }
 }
 
+/// All services of a gateway in one task.
+#[test]
+fn the_services_of_a_gateway_in_one_task() {
+    for release in releases() {
+        let mut lab = Lab::new();
+        let servers = (1..=4).map(|n| format!("10.9.0.{n}:5308"));
+        let servers: Vec<String> = servers.collect();
+        let mut arguments = vec!["--peer"];
+        arguments.extend(servers.iter().map(String::as_str));
+        lab.servers.serve("tcp", &arguments);
+        let gateway = &lab.gateway;
+        gateway.forward(false);
+        gateway.restore("iptables-restore", "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n");
+        let play = |more: &[&str]| play_example(gateway, &release, "edge.yml", more);
+        let predicted = play(&["--check", "--diff"]);
+        assert_eq!(predicted.recap("changed"), 1, "{}", predicted.text);
+        assert!(
+            predicted.text.contains("+:EDGE/games - [0:0]"),
+            "{}",
+            predicted.text
+        );
+        assert_eq!(play(&["--diff"]).recap("changed"), 1);
+        assert_eq!(play(&["--diff"]).recap("changed"), 0);
+        let expected = (1..=4).map(|n| format!("10.9.0.{n} from 10.9.0.254"));
+        let expected: Vec<String> = expected.collect();
+        assert_eq!(lab.client.connect("tcp", "10.8.0.1:5308", 4), expected);
+        let web = lab.client.connect("tcp", "10.8.0.1:80", 1);
+        assert!(
+            web[0].starts_with("10.9.0.1") || web[0].starts_with("10.9.0.2"),
+            "{web:?}"
+        );
+    }
+}
+
 #[test]
 fn loops_registered_results_and_strings_for_everything() {
     for (release, variant) in releases().iter().zip(VARIANTS) {
@@ -282,7 +316,7 @@ fn the_documentation_is_shown_by_ansible_doc() {
         let options = module["doc"]["options"].as_object().unwrap();
         assert_eq!(
             (options.len(), &options["wait"]["default"]),
-            (22, &json!(10)),
+            (23, &json!(10)),
             "{text}"
         );
         assert_eq!(options["mode"]["choices"], json!(["nth", "random"]));

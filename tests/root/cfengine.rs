@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -39,11 +39,10 @@ pub fn policy(namespace: &Namespace, name: &str, text: &str) -> PathBuf {
 
 fn example(namespace: &Namespace, name: &str) -> PathBuf {
     let folder = Path::new(ROOT).join("examples/cfengine");
-    policy(
-        namespace,
-        "weights.json",
-        &fs::read_to_string(folder.join("weights.json")).unwrap(),
-    );
+    for data in ["weights.json", "edge.json"] {
+        let text = fs::read_to_string(folder.join(data)).unwrap();
+        policy(namespace, data, &text);
+    }
     policy(
         namespace,
         name,
@@ -283,6 +282,78 @@ fn all_forms_of_an_attribute_are_the_same() {
     }
 }
 
+/// A set in every way in which CFEngine hands over structured data.
+#[test]
+fn all_forms_of_a_set_are_the_same() {
+    let namespace = Namespace::new("f");
+    let forms = [
+        "balancers => @(container)",
+        "balancers => storejson(@(container))",
+        r#"balancers => mergedata("arr")"#,
+        "balancers => @(texts)",
+    ];
+    for (number, form) in forms.iter().enumerate() {
+        let text = promises(&format!(
+            r#"  vars:
+    "container" data => '[{{"name": "a", "destination_port": "80", "backends": ["10.9.0.1"]}}, {{"name": "b", "destination_port": 81, "backends": "10.9.0.1,10.9.0.2"}}]';
+    "texts" slist => {{ '{{"name": "a", "destination_port": 80, "backends": "10.9.0.1"}}', '{{"name": "b", "destination_port": 81.0, "backends": ["10.9.0.1", "10.9.0.2"]}}' }};
+    "arr[0][name]" string => "a";
+    "arr[0][destination_port]" string => "80";
+    "arr[0][backends]" string => "10.9.0.1";
+    "arr[1][name]" string => "b";
+    "arr[1][destination_port]" string => "81";
+    "arr[1][backends]" slist => {{ "10.9.0.1", "10.9.0.2" }};
+  iptables_balance: "EDGE" {form}, classes => outcome("one");"#
+        ));
+        let said = agent(&namespace, &policy(&namespace, "p.cf", &text), &["-KI"]);
+        let expected = if number == 0 {
+            "R: one repaired"
+        } else {
+            "R: one kept"
+        };
+        assert!(said.contains(&expected.to_owned()), "{form}: {said:?}");
+    }
+}
+
+/// With hundreds of balancers a message says what changes in which one.
+#[test]
+fn a_large_set_is_reported_balancer_by_balancer() {
+    let namespace = Namespace::new("f");
+    let mut agent = StandIn::greeted(&namespace);
+    let set = |backends: &str| {
+        let balancer = |number: u16| json!({"name": format!("b{number}"), "destination_port": 1000 + number, "backends": backends});
+        json!({"balancers": (0..150).map(balancer).collect::<Vec<_>>()})
+    };
+    let reply = agent.promise("evaluate_promise", "EDGE", &set("10.9.0.1"));
+    assert_eq!(reply["result"], "repaired");
+    let logs = reply["log"].as_array().unwrap();
+    let infos = logs.iter().filter(|log| log["level"] == "info");
+    let infos: Vec<&str> = infos.map(|log| log["message"].as_str().unwrap()).collect();
+    assert!(infos.len() <= 101, "{}", infos.len());
+    assert!(
+        infos.contains(&"Changed balancer 'b0' of set 'EDGE', with 3 changes"),
+        "{infos:?}"
+    );
+    assert!(
+        infos
+            .last()
+            .unwrap()
+            .starts_with("Changed 50 more balancers"),
+        "{infos:?}"
+    );
+    let mut dry = set("10.9.0.2");
+    dry["action_policy"] = json!("warn");
+    let reply = agent.promise("evaluate_promise", "EDGE", &dry);
+    assert_eq!(reply["result"], "not_kept");
+    let text = reply["log"].to_string();
+    assert!(
+        text.contains(
+            "Should change balancer 'b0' of set 'EDGE', with 1 change, but only warning promised"
+        ),
+        "{text}"
+    );
+}
+
 #[test]
 fn the_examples_do_what_they_say_and_balance_real_connections() {
     let mut lab = Lab::new();
@@ -339,6 +410,24 @@ fn the_examples_do_what_they_say_and_balance_real_connections() {
         [""; 0]
     );
     gateway.forward(true);
+    let dry = agent(gateway, &example(gateway, "edge.cf"), &["-KIn"]);
+    assert!(
+        dry.iter().all(|line| line.starts_with("warning: Should ")),
+        "{dry:?}"
+    );
+    let done = agent(gateway, &example(gateway, "edge.cf"), &["-KI"]);
+    let expected = "info: Created chain 'EDGE/web' in table 'nat' of ipv4";
+    assert!(done.contains(&expected.to_owned()), "{done:?}");
+    assert_eq!(
+        agent(gateway, &example(gateway, "edge.cf"), &["-KI"]),
+        [""; 0]
+    );
+    let web = lab.client.connect("tcp", "10.8.0.1:443", 4);
+    assert!(
+        web.iter()
+            .all(|one| ["10.9.0.1", "10.9.0.2"].contains(&one.as_str())),
+        "{web:?}"
+    );
     let gone = agent(gateway, &example(gateway, "absent.cf"), &["-KI"]);
     let (told, deleted): (Vec<_>, Vec<_>) = gone
         .iter()
@@ -379,8 +468,11 @@ struct StandIn {
 
 impl StandIn {
     fn start(namespace: &Namespace) -> Self {
-        let mut child = namespace
-            .command(&[PROGRAM])
+        Self::start_with(namespace.command(&[PROGRAM]))
+    }
+
+    fn start_with(mut command: Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -396,7 +488,11 @@ impl StandIn {
     }
 
     fn greeted(namespace: &Namespace) -> Self {
-        let mut agent = Self::start(namespace);
+        Self::start(namespace).greet()
+    }
+
+    fn greet(self) -> Self {
+        let mut agent = self;
         agent.send(b"cf-agent 3.21.0 v1\n\n");
         assert_eq!(
             agent.message(),
@@ -569,6 +665,150 @@ fn one_process_serves_many_promises_and_none_leaks_into_the_next() {
         "success"
     );
     assert_eq!(agent.end(), (String::new(), String::new(), Some(0)));
+}
+
+/// A directory with an `iptables-save` that counts its starts, in both variants and
+/// families.
+fn counting_programs(namespace: &Namespace) -> PathBuf {
+    let directory = namespace.scratch().join("counting");
+    fs::create_dir_all(&directory).unwrap();
+    for program in ["iptables", "ip6tables"] {
+        for name in [
+            format!("{program}-save"),
+            format!("{program}-nft-save"),
+            format!("{program}-legacy-save"),
+        ] {
+            let path = directory.join(&name);
+            let counter = directory.join("count");
+            let script = format!(
+                "#!/bin/sh\n[ \"$1\" = --version ] || echo {name} \"$@\" >>{}\nexec /usr/sbin/{name} \"$@\"\n",
+                counter.display()
+            );
+            fs::write(&path, script).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+    }
+    directory
+}
+
+/// The dumps since the last time.
+fn dumps(directory: &Path) -> Vec<String> {
+    let counter = directory.join("count");
+    let text = fs::read_to_string(&counter).unwrap_or_default();
+    fs::write(&counter, "").unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// On nft kept promises cost no dump, and a change by somebody else between two
+/// promises is seen. On legacy nothing tells that a dump is still true.
+#[test]
+fn a_dump_serves_the_session_until_somebody_changes_the_rules() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("n");
+        let directory = counting_programs(&namespace);
+        let path = std::env::var("PATH").unwrap();
+        let path = format!("PATH={}:{path}", directory.display());
+        let attributes = |number: usize| {
+            json!({
+                "variant": variant, "destination_port": (80 + number).to_string(), "forward": "yes",
+                "backends": "10.9.0.1,10.9.0.2,fd09::1",
+            })
+        };
+        let mut agent = StandIn::start_with(namespace.command(&["env", &path, PROGRAM])).greet();
+        let mut result = |number: usize| {
+            let reply = agent.promise(
+                "evaluate_promise",
+                &format!("W{number}"),
+                &attributes(number),
+            );
+            reply["result"].as_str().unwrap().to_owned()
+        };
+        for number in 0..6 {
+            assert_eq!(result(number), "repaired");
+        }
+        dumps(&directory);
+        for number in 0..6 {
+            assert_eq!(result(number), "kept");
+        }
+        // Of both families, and of the tables nat and filter.
+        let count = dumps(&directory).len();
+        let expected = if variant == "nft" { 0 } else { 6 * 4 };
+        assert_eq!(count, expected, "{variant}");
+
+        let restore = format!("iptables-{variant}-restore");
+        for (number, change) in [
+            (3, "*nat\n-F W3\nCOMMIT\n"),
+            (4, "*filter\n-F W4/forward\nCOMMIT\n"),
+            (
+                5,
+                "*nat\n-D PREROUTING -p tcp -m tcp --dport 85 -j W5\nCOMMIT\n",
+            ),
+        ] {
+            assert_eq!(result(number), "kept");
+            namespace.restore(&restore, change);
+            assert_eq!(result(number), "repaired", "{variant} {change}");
+            assert_eq!(result(number), "kept", "{variant} {change}");
+        }
+        // A foreign change that touches nothing of ours is no reason to write.
+        namespace.restore(
+            &restore,
+            "*nat\n-A PREROUTING -p tcp --dport 9 -j ACCEPT\nCOMMIT\n",
+        );
+        dumps(&directory);
+        assert_eq!(result(0), "kept");
+        assert!(!dumps(&directory).is_empty(), "{variant}");
+        let saved = namespace.dump(variant);
+        assert!(saved.contains("--dport 9 -j ACCEPT"), "{saved}");
+    }
+}
+
+/// However many balancers: one dump and at most one restore for each family.
+#[test]
+fn a_set_takes_one_dump_and_one_restore_for_each_family() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("n");
+        let directory = counting_programs(&namespace);
+        for (name, real) in [
+            ("iptables-restore", "iptables-nft-restore"),
+            ("ip6tables-restore", "ip6tables-nft-restore"),
+            ("iptables-legacy-restore", "iptables-legacy-restore"),
+            ("ip6tables-legacy-restore", "ip6tables-legacy-restore"),
+        ] {
+            let counter = directory.join("count");
+            let script = format!(
+                "#!/bin/sh\necho {real} >>{}\nexec /usr/sbin/{real} \"$@\"\n",
+                counter.display()
+            );
+            fs::write(directory.join(name), script).unwrap();
+            fs::set_permissions(directory.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let path = format!(
+            "PATH={}:{}",
+            directory.display(),
+            std::env::var("PATH").unwrap()
+        );
+        let balancer = |number: u16, odd: &str| json!({"name": format!("b{number}"), "destination_port": 1000 + number, "backends": format!("10.9.0.1,10.9.0.{odd},fd09::1,fd09::{odd}")});
+        let set = |odd: &str| {
+            let balancers: Vec<Value> = (0..50).map(|number| balancer(number, odd)).collect();
+            json!({"name": "EDGE", "variant": variant, "forward": true, "balancers": balancers})
+                .to_string()
+        };
+        let started = |request: &str| {
+            dumps(&directory);
+            let output = namespace.feed(&["env", &path, PROGRAM], request);
+            assert!(output.status.success(), "{}", shown(&output));
+            let all = dumps(&directory);
+            let (restores, saves): (Vec<_>, Vec<_>) =
+                all.into_iter().partition(|line| line.contains("restore"));
+            (saves.len(), restores.len())
+        };
+        started(&set("2"));
+        assert_eq!(started(&set("2")), (2, 0), "{variant}");
+        // Legacy is read again under the lock, with counters; both are read afterwards.
+        let (saves, restores) = started(&set("3"));
+        assert_eq!(restores, 2, "{variant}");
+        assert_eq!(saves, if variant == "nft" { 4 } else { 6 }, "{variant}");
+    }
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn balancer(variant: &str, more: &Value) -> Value {
 }
 
 /// Applies, sees that a second run is silent and that a check foretold it.
-fn settle(gateway: &Namespace, request: &Value) -> Value {
+pub fn settle(gateway: &Namespace, request: &Value) -> Value {
     let mut check = request.clone();
     check["check"] = json!(true);
     let foretold = gateway.apply(&check);
@@ -157,7 +157,7 @@ fn masquerade_all_rewrites_every_packet_that_leaves() {
 }
 
 /// A firewall that accepts nothing.
-fn closed(gateway: &Namespace, variant: &str) {
+pub fn closed(gateway: &Namespace, variant: &str) {
     for program in ["iptables", "ip6tables"] {
         let text = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:MY-DROP - [0:0]\n:MY-LOG - [0:0]\n\
                     -A FORWARD -m conntrack --ctstate INVALID -j DROP\n-A FORWARD -j MY-DROP\n\

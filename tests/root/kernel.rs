@@ -454,7 +454,12 @@ fn runs_at_once_do_not_get_in_each_others_way() {
         let namespace = Namespace::new("o");
         let request = |backends: &str| json!({"name": "W", "variant": variant, "destination_port": 80, "backends": backends});
         for round in 0..6 {
-            let wanted = request(&format!("10.9.0.1,10.9.0.{},10.9.0.3", 4 + round));
+            let backends = format!("10.9.0.1,10.9.0.{},10.9.0.3", 4 + round);
+            let balancers = [80, 81, 90].map(|port| json!({"name": format!("b{port}"), "destination_port": port, "backends": backends}));
+            let wanted = match round % 2 {
+                0 => request(&backends),
+                _ => json!({"name": "W", "variant": variant, "balancers": balancers}),
+            };
             let results: Vec<Value> = std::thread::scope(|scope| {
                 let runs: Vec<_> = (0..4)
                     .map(|_| scope.spawn(|| namespace.ask(&wanted)))

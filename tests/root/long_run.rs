@@ -11,7 +11,7 @@ use crate::dice::Dice;
 use crate::lab::{Namespace, PROGRAM, VARIANTS};
 
 impl Dice {
-    fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+    pub fn pick<'a, T>(&mut self, all: &'a [T]) -> &'a T {
         &all[self.throw(all.len())]
     }
 

@@ -36,5 +36,6 @@ mod long_run;
 mod model;
 mod packages;
 mod releases;
+mod sets;
 mod ssh;
 mod trust;

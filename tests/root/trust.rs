@@ -27,6 +27,20 @@ fn states(variant: &str) -> Vec<Value> {
     };
     let few = "10.9.0.3 weight=3,10.9.0.1,fd09::2 weight=2,fd09::7";
     let one = "10.9.0.8,fd09::8";
+    // The balancer of 5308 is among others, of which some overlap with it.
+    let set = |more: Value| {
+        let others = (0..12).map(
+            |n| json!({"name": format!("b{n}"), "destination_port": 6000 + n * 7, "backends": one}),
+        );
+        let mut balancers: Vec<Value> = others.collect();
+        balancers.push(json!({"name": "hubs", "destination_port": 5308, "backends": all("")}));
+        balancers.push(json!({"name": "rest", "destination_port": "5000:7000", "backends": few}));
+        let mut set = json!({"balancers": balancers});
+        set.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        set
+    };
     let states = [
         json!({"backends": few}),
         json!({"backends": all(""), "layout": "tree"}),
@@ -36,11 +50,13 @@ fn states(variant: &str) -> Vec<Value> {
         json!({"backends": all(""), "layout": "flat", "local_traffic": true}),
         json!({"backends": one, "destination_port": "5308,81:99", "jump": "insert"}),
         json!({"backends": few, "masquerade": "all", "out_interface": "back", "forward": true}),
+        set(json!({})),
+        set(json!({"masquerade": true, "forward": true, "local_traffic": true})),
     ];
     let named = |mut state: Value| {
         state["name"] = json!("W");
         state["variant"] = json!(variant);
-        if state["destination_port"].is_null() {
+        if state["destination_port"].is_null() && state["balancers"].is_null() {
             state["destination_port"] = json!(5308);
         }
         state

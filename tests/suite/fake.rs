@@ -119,6 +119,10 @@ impl Host for Fake {
         Ok(Lock::none())
     }
 
+    fn generation(&self) -> Option<u32> {
+        None
+    }
+
     /// The dump is of the moment at which the reading begins.
     fn begin_read<'a>(&'a self, name: &'a Name, queries: Vec<Query>) -> Box<dyn PendingRead + 'a> {
         let read = |query| self.read(name, query);

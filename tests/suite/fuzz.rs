@@ -9,7 +9,7 @@ use crate::dice::Dice;
 use crate::fuzzed;
 
 /// Words that variations are made of, so that they hit upon meaningful ones.
-const WORDS: [&str; 24] = [
+const WORDS: [&str; 26] = [
     "\"",
     "\\",
     "{",
@@ -23,6 +23,8 @@ const WORDS: [&str; 24] = [
     "-j W\n",
     "! ",
     "\"weight\": ",
+    "\"balancers\": [",
+    "{\"name\": \"a\", ",
     "null",
     "true",
     "0",

@@ -2,25 +2,31 @@
 //! cargo-fuzz; here each runs on its recorded inputs and on some thousand
 //! variations of them.
 
+use std::collections::BTreeSet;
+
 use iptables_balance::converge::converge;
 use iptables_balance::converge::outcome::{Outcome, RunMode};
 use iptables_balance::converge::prefetch::Prefetch;
 use iptables_balance::diff;
 use iptables_balance::frontend::cfengine;
-use iptables_balance::netfilter::Family;
+use iptables_balance::host::Scope;
 use iptables_balance::netfilter::rule::Rule;
 use iptables_balance::netfilter::ruleset::Ruleset;
+use iptables_balance::netfilter::{Family, PortRange, Protocol, Table};
 use iptables_balance::plan::Plan;
 use iptables_balance::report::Report;
-use iptables_balance::request::{Name, Request, UncheckedRequest, json};
+use iptables_balance::request::{
+    Balancer, Destination, Mode, Name, Pool, Request, UncheckedRequest, WhenEmpty, json,
+};
 use iptables_balance::restore::{self, Step};
 use serde_json::Value;
 
 use crate::fake::Fake;
-use crate::model::Model;
+use crate::model::{Connection, Model};
 
 fn apply(host: &Fake, request: &Request) -> Outcome {
-    let prefetch = || Some(Prefetch::begin(host, &request.name).finish());
+    let prefetch =
+        || Some(Prefetch::begin(host, &request.name, Scope::Only(Table::Nat), false).finish());
     converge(host, request, RunMode::Apply, prefetch, &mut |_| ()).unwrap()
 }
 
@@ -142,10 +148,8 @@ pub fn host(input: &[u8]) {
     let Ok(request) = Request::from_json(object) else {
         return;
     };
-    if request
-        .balancer()
-        .is_some_and(|balancer| balancer.pools.iter().any(|pool| pool.backends.len() > 200))
-    {
+    let backends: usize = request.pools().map(|(_, pool)| pool.backends.len()).sum();
+    if backends > 200 {
         return;
     }
     let models = [false, true].map(|ipv6| {
@@ -182,6 +186,65 @@ pub fn host(input: &[u8]) {
     assert_eq!(foreign(&host.dump()), others);
     let again = apply(&host, &request);
     assert!(again.steps.is_empty(), "{:?}\n{text}", again.steps);
+    if rules.trim().is_empty() {
+        first_wins(&host, &request);
+    }
+}
+
+/// The first balancer of a set that claims a port gets its connections, as far as
+/// the model follows them: by protocol and port, and in turn.
+fn first_wins(host: &Fake, request: &Request) {
+    let is_followed = |balancer: &Balancer| {
+        balancer.mode == Mode::Nth
+            && balancer.destination == Destination::Any
+            && balancer.sources.is_empty()
+            && balancer.in_interface.is_none()
+    };
+    if !request.is_set() || !request.balancers().iter().all(is_followed) {
+        return;
+    }
+    let ranges = request
+        .balancers()
+        .iter()
+        .flat_map(|balancer| balancer.destination_ports.all_ranges());
+    let edges = |range: &PortRange| {
+        let PortRange { first, last } = *range;
+        [first, last, first.saturating_sub(1), last.saturating_add(1)]
+    };
+    let ports: BTreeSet<u16> = ranges.flat_map(edges).take(400).collect();
+    for (family, port) in Family::BOTH
+        .into_iter()
+        .flat_map(|family| ports.iter().map(move |port| (family, *port)))
+    {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            let claims = |(balancer, pool): &(&Balancer, &Pool)| {
+                let passes = pool.is_empty() && balancer.gateway.when_empty == WhenEmpty::Pass;
+                pool.family == family
+                    && balancer.protocol == protocol
+                    && balancer.destination_ports.include(port)
+                    && !passes
+            };
+            let pool = request.pools().find(claims).map(|(_, pool)| pool);
+            let serving = pool.into_iter().flat_map(|pool| &pool.backends);
+            let serving: BTreeSet<String> = serving
+                .filter(|backend| backend.weight > 0)
+                .map(|backend| backend.endpoint.to_string())
+                .collect();
+            let connection = Connection {
+                protocol: protocol.as_str(),
+                port,
+            };
+            let got = host.model(family).lock().unwrap().connect(connection);
+            let is_right = match got.as_ref() {
+                Some(server) => serving.contains(server),
+                None => serving.is_empty(),
+            };
+            assert!(
+                is_right,
+                "{protocol:?} {port}: {got:?} is not of {serving:?}"
+            );
+        }
+    }
 }
 
 fn foreign(dump: &str) -> Vec<&str> {

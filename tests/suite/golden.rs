@@ -37,6 +37,10 @@ impl Host for Recorded {
         Ok(Lock::none())
     }
 
+    fn generation(&self) -> Option<u32> {
+        None
+    }
+
     fn begin_read<'a>(&'a self, name: &'a Name, queries: Vec<Query>) -> Box<dyn PendingRead + 'a> {
         assert!(queries.iter().all(|query| query.family == Family::Ipv4));
         let read = |_| Ok(Ruleset::read(&self.0, name)?);

@@ -22,5 +22,6 @@ mod golden;
 mod manual;
 mod model;
 mod property;
+mod sets;
 mod spec;
 mod tidy;

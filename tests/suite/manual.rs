@@ -10,7 +10,9 @@ use iptables_balance::frontend::cli;
 use iptables_balance::frontend::schema::Kind;
 use roff::{Inline, Roff, bold, italic, roman};
 
-use crate::spec::{Attribute, ORDER, ROOT, assert_fresh, attributes, backend_attributes, schema};
+use crate::spec::{
+    Attribute, ORDER, ROOT, assert_fresh, attributes, backend_attributes, member_attributes, schema,
+};
 
 /// The tool's name and version, at the foot of each page.
 const SOURCE: &str = concat!("iptables_balance ", env!("CARGO_PKG_VERSION"));
@@ -88,6 +90,10 @@ fn the_man_page_of_the_request_is_fresh() {
                 .iter()
                 .for_each(|attribute| entry(&mut page, attribute, "backends[]."));
         }
+        if attribute.name == "balancers" {
+            let name = &member_attributes(&request)[0];
+            entry(&mut page, name, "balancers[].");
+        }
     }
     page.control("SH", ["EXAMPLE"]).control("nf", []);
     let example = Path::new(ROOT).join("examples/json/gateway.json");
@@ -133,7 +139,7 @@ fn entry(page: &mut Roff, attribute: &Attribute, prefix: &str) {
     }
 }
 
-/// What stands in backticks becomes bold.
+/// Text in backticks becomes bold.
 fn worded(text: &str) -> Vec<Inline> {
     let parts = text.split('`').enumerate();
     parts

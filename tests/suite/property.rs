@@ -7,6 +7,7 @@ use iptables_balance::converge::converge;
 use iptables_balance::converge::outcome::{Outcome, RunMode};
 use iptables_balance::converge::prefetch::Prefetch;
 use iptables_balance::diff::change::Kind;
+use iptables_balance::host::Scope;
 use iptables_balance::netfilter::shares;
 use iptables_balance::netfilter::statistic::Share;
 use iptables_balance::netfilter::{Family, Table};
@@ -17,18 +18,19 @@ use serde_json::{Value, json};
 use crate::fake::{Broken, Fake, Fault};
 use crate::model::{Connection, Model};
 
-fn request(value: &Value) -> Request {
+pub fn request(value: &Value) -> Request {
     Request::from_json(value.as_object().unwrap().clone()).unwrap()
 }
 
-fn run(host: &Fake, value: &Value, run: RunMode) -> Outcome {
+pub fn run(host: &Fake, value: &Value, run: RunMode) -> Outcome {
     let request = request(value);
-    let prefetch = || Some(Prefetch::begin(host, &request.name).finish());
+    let prefetch =
+        || Some(Prefetch::begin(host, &request.name, Scope::Only(Table::Nat), false).finish());
     converge(host, &request, run, prefetch, &mut |_| ()).unwrap()
 }
 
 /// The lines of a dump that are not the balancer's, without counters.
-fn foreign(dump: &str) -> Vec<String> {
+pub fn foreign(dump: &str) -> Vec<String> {
     let ours = |line: &&str| {
         let mut words = line.split(' ');
         words.any(|word| {
@@ -143,7 +145,7 @@ fn clutter() -> impl Strategy<Value = Vec<&'static str>> {
     )
 }
 
-fn cluttered(ipv6: bool, lines: &[&str]) -> Model {
+pub fn cluttered(ipv6: bool, lines: &[&str]) -> Model {
     let mut model = Model::new(ipv6);
     model
         .restore(
@@ -236,7 +238,7 @@ proptest! {
         }
 
         // The shares of the arrangement are those of the rules.
-        for pool in request(&second).balancer().into_iter().flat_map(|balancer| &balancer.pools) {
+        for (_, pool) in request(&second).pools() {
             let found = shares::shares_of_chain(again.before.rules[&pool.family].owned(Table::Nat), "W");
             let found: Vec<_> = pool.backends.iter().map(|backend| found.get(&backend.endpoint).copied().unwrap_or(Share::NONE)).collect();
             prop_assert_eq!(pool.arrangement.shares(pool.backends.len()), found);
@@ -335,7 +337,7 @@ fn a_change_after_the_prefetch_is_seen() {
     let value = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
     let host = Fake::new(Model::new(false), Model::new(true));
     let wanted = request(&value);
-    let prefetch = Prefetch::begin(&host, &wanted.name).finish();
+    let prefetch = Prefetch::begin(&host, &wanted.name, Scope::Only(Table::Nat), false).finish();
     assert_eq!(run(&host, &value, RunMode::Apply).failure, None);
     let after = host.dump();
     let late = converge(

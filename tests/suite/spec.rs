@@ -90,11 +90,12 @@ pub struct Attribute {
 }
 
 /// In the order in which they are declared, which is the order of the contract.
-pub const ORDER: [&str; 22] = [
+pub const ORDER: [&str; 23] = [
     "name",
     "state",
     "mode",
     "backends",
+    "balancers",
     "protocol",
     "destination_port",
     "destination",
@@ -131,6 +132,7 @@ pub fn attributes(schema: &Value, order: &[&str]) -> Vec<Attribute> {
 fn attribute(schema: &Value, name: &str, property: &Value) -> Attribute {
     let (ansible_type, elements) = match name {
         "backends" => ("list", Some("raw")),
+        "balancers" => ("list", Some("dict")),
         "destination_port" | "destination" | "source" | "snat_address" => ("list", Some("str")),
         "local_traffic" | "forward" | "ip_forward" => ("bool", None),
         "persist" => ("raw", None),
@@ -208,6 +210,23 @@ pub fn backend_attributes(schema: &Value) -> Vec<Attribute> {
     let mut inner = schema["$defs"]["Backend"].clone();
     inner["$defs"] = schema["$defs"].clone();
     attributes(&inner, &["address", "port", "weight"])
+}
+
+/// The attributes of a balancer in a set.
+pub fn member_attributes(schema: &Value) -> Vec<Attribute> {
+    let mut inner = schema["$defs"]["Balancer"].clone();
+    inner["$defs"] = schema["$defs"].clone();
+    let own = [
+        "state",
+        "variant",
+        "wait",
+        "persist",
+        "ip_forward",
+        "jump",
+        "balancers",
+    ];
+    let order = ORDER.iter().filter(|name| !own.contains(name));
+    attributes(&inner, &order.copied().collect::<Vec<_>>())
 }
 
 /// A YAML string on one line.
@@ -342,12 +361,12 @@ fn documentation(module: &str, version_added: &str) -> String {
          \x20   platform:\n      support: full\n      platforms: linux\n      description: Linux with iptables.\n  options:\n",
         notes(module),
     );
-    let inner = backend_attributes(&request);
+    let (inner, members) = (backend_attributes(&request), member_attributes(&request));
     for attribute in attributes(&request, &ORDER) {
-        let inner = if attribute.name == "backends" {
-            inner.as_slice()
-        } else {
-            &[]
+        let inner = match attribute.name.as_str() {
+            "backends" => inner.as_slice(),
+            "balancers" => members.as_slice(),
+            _ => &[],
         };
         option(&mut text, &attribute, 4, inner);
     }
@@ -368,9 +387,15 @@ fn notes(module: &str) -> &'static str {
 
 /// The tasks of the example playbooks, with the module called by this name.
 fn examples(module: &str) -> String {
-    let tasks = ["nth.yml", "random.yml", "gateway.yml", "absent.yml"]
-        .map(|name| tasks(&playbook(name)))
-        .join("\n");
+    let tasks = [
+        "nth.yml",
+        "random.yml",
+        "gateway.yml",
+        "edge.yml",
+        "absent.yml",
+    ]
+    .map(|name| tasks(&playbook(name)))
+    .join("\n");
     tasks.replace(&format!("{COLLECTION_MODULE}:"), &format!("{module}:"))
 }
 
@@ -493,6 +518,9 @@ fn the_reference_is_fresh() {
             inner
                 .iter()
                 .for_each(|attribute| row(attribute, "backends[]."));
+        }
+        if attribute.name == "balancers" {
+            row(&member_attributes(&request)[0], "balancers[].");
         }
     }
     text += &fs::read_to_string(Path::new(ROOT).join("module-spec/reference.in.md")).unwrap();

@@ -153,7 +153,7 @@ fn resolved(attributes: &Value) -> Result<Vec<(String, u32)>, String> {
     let draft = UncheckedRequest::from_json(object.clone()).map_err(|error| error.to_string())?;
     draft.check().map_err(|error| error.to_string())?;
     let request = draft.resolve(&lookup).map_err(|error| error.to_string())?;
-    let pools = &request.balancer().unwrap().pools;
+    let pools = &request.balancers()[0].pools;
     let backends = pools.iter().flat_map(|pool| &pool.backends);
     Ok(backends
         .map(|backend| (backend.endpoint.address.to_string(), backend.weight))

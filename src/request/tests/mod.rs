@@ -1,7 +1,8 @@
 mod gateway;
+mod set;
 
 use super::*;
-use crate::netfilter::Endpoint;
+use crate::netfilter::{Endpoint, Ports, Protocol};
 use serde_json::json;
 
 fn parse(value: Value) -> Result<Request, BadRequest> {
@@ -27,8 +28,8 @@ fn balancer(attributes: Value) -> Balancer {
         .unwrap_or_else(|error| panic!("{error}"))
         .desired
     {
-        Desired::Present(balancer) => balancer,
-        Desired::Absent => panic!("absent"),
+        Desired::Balancer(balancer) => *balancer,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -393,7 +394,7 @@ fn no_string_of_a_request_becomes_a_rule_an_option_or_a_line() {
 fn the_attributes_are_those_of_the_contract() {
     let mut names = super::names_of::<RequestAttributes>();
     names.sort_unstable();
-    let contract = "backends chain destination destination_port disconnect forward in_interface ip_forward jump layout \
+    let contract = "backends balancers chain destination destination_port disconnect forward in_interface ip_forward jump layout \
          local_traffic masquerade mode name out_interface persist protocol snat_address source state variant wait when_empty";
     assert_eq!(names, contract.split_whitespace().collect::<Vec<_>>());
 }

@@ -58,7 +58,8 @@ DOCUMENTATION = r"""
     backends:
       description:
         - 'The backends: each an object, or a string `HOST[:PORT] [weight=N]` (IPv6: `[fd00::1]:5308`). IPv4 and IPv6 may be mixed; connections of
-              each family go to the backends of that family. An empty list is an empty pool, see `when_empty`. Required unless `state` is `absent`.'
+              each family go to the backends of that family. An empty list is an empty pool, see `when_empty`. Required unless `state` is `absent` or
+              `balancers` is there.'
       type: list
       elements: raw
       suboptions:
@@ -77,6 +78,90 @@ DOCUMENTATION = r"""
             - 'Its weight, 0 to 2147483647. A backend of weight 0 gets no new connections and keeps the old ones.'
           type: int
           default: 1
+    balancers:
+      description:
+        - 'The balancers of a set, in the place of `backends` and `destination_port`. Each has a `name`, unique in the set, and any attribute that
+              describes one balancer; the same attribute beside `balancers` is its default. The list is the whole truth: a balancer that is not in it
+              is removed. Where two claim the same traffic in part, the first one listed gets it. In CFEngine a data container or its JSON text.'
+      type: list
+      elements: dict
+      suboptions:
+        name:
+          description:
+            - 'The name of the balancer, unique in the set. Its chains are SET/NAME and SET/NAME/...; SET/NAME has at most 20 characters.'
+          type: str
+          required: true
+        mode:
+          description:
+            - 'See `mode` of a single balancer; the default is that of the set.'
+          type: str
+          choices: ['nth', 'random']
+        backends:
+          description:
+            - 'See `backends` of a single balancer.'
+          type: list
+          elements: raw
+        protocol:
+          description:
+            - 'See `protocol` of a single balancer; the default is that of the set.'
+          type: str
+          choices: ['tcp', 'udp', 'sctp', 'dccp']
+        destination_port:
+          description:
+            - 'See `destination_port` of a single balancer.'
+          type: list
+          elements: str
+        destination:
+          description:
+            - 'See `destination` of a single balancer; the default is that of the set.'
+          type: list
+          elements: str
+        source:
+          description:
+            - 'See `source` of a single balancer; the default is that of the set.'
+          type: list
+          elements: str
+        in_interface:
+          description:
+            - 'See `in_interface` of a single balancer; the default is that of the set.'
+          type: str
+        layout:
+          description:
+            - 'See `layout` of a single balancer; the default is that of the set.'
+          type: str
+          choices: ['auto', 'flat', 'tree']
+        local_traffic:
+          description:
+            - 'See `local_traffic` of a single balancer; the default is that of the set.'
+          type: bool
+        masquerade:
+          description:
+            - 'See `masquerade` of a single balancer; the default is that of the set.'
+          type: str
+          choices: ['no', 'balanced', 'all']
+        snat_address:
+          description:
+            - 'See `snat_address` of a single balancer; the default is that of the set.'
+          type: list
+          elements: str
+        out_interface:
+          description:
+            - 'See `out_interface` of a single balancer; the default is that of the set.'
+          type: str
+        forward:
+          description:
+            - 'See `forward` of a single balancer; the default is that of the set.'
+          type: bool
+        when_empty:
+          description:
+            - 'See `when_empty` of a single balancer; the default is that of the set.'
+          type: str
+          choices: ['reject', 'drop', 'pass']
+        disconnect:
+          description:
+            - 'See `disconnect` of a single balancer; the default is that of the set.'
+          type: str
+          choices: ['udp', 'always', 'never']
     protocol:
       description:
         - 'The transport protocol that is balanced.'
@@ -86,7 +171,7 @@ DOCUMENTATION = r"""
     destination_port:
       description:
         - 'The ports that are balanced: a port, a range `"a:b"`, the name of a service, or a list of up to 15 of these. Required unless `state` is
-              `absent`; `"0:65535"` is every port.'
+              `absent` or `balancers` is there; `"0:65535"` is every port.'
       type: list
       elements: str
     destination:
@@ -220,6 +305,33 @@ EXAMPLES = r"""
       ip_forward: true
       persist: "{{ after_a_reboot }}"
 
+  - name: Balance every service
+    iptables_balance.gateway.balancer:
+      name: EDGE
+      masquerade: balanced
+      forward: true
+      ip_forward: true
+      balancers:
+        - name: hubs
+          destination_port: 5308
+          backends: [10.9.0.1:5308, 10.9.0.2:5308, 10.9.0.3:5308, 10.9.0.4:5308]
+        - name: web
+          destination_port: [80, 443]
+          mode: random
+          backends:
+            - {address: 10.9.0.1, port: 5308, weight: 3}
+            - {address: 10.9.0.2, port: 5308}
+        - name: dns
+          protocol: udp
+          destination_port: 53
+          backends: [10.9.0.3, 10.9.0.4]
+        - name: games
+          protocol: udp
+          destination_port: "27000:27050"
+          destination: local
+          disconnect: always
+          backends: [10.9.0.1, 10.9.0.2]
+
   - name: Remove what nth.yml and random.yml made
     iptables_balance.gateway.balancer:
       name: "{{ item }}"
@@ -230,6 +342,20 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+  balancers:
+    description: 'The balancers of a set, in the order of the request.'
+    returned: always
+    type: list
+    elements: dict
+    contains:
+      changed:
+        description: 'True if something of it was changed, or would be in check mode.'
+        returned: always
+        type: bool
+      name:
+        description: 'Its name in the set.'
+        returned: always
+        type: str
   changed:
     description: 'True if something was changed, or would be in check mode.'
     returned: always
@@ -267,7 +393,7 @@ a filter in the spelling of `conntrack`.'
         returned: always
         type: str
   diff:
-    description: 'The rules and settings of the balancer before and after, if a diff was requested.'
+    description: 'The rules and settings of the balancer before and after, if a diff was requested. Of a set, what changes.'
     returned: always
     type: dict
     contains:
@@ -295,6 +421,10 @@ a filter in the spelling of `conntrack`.'
     contains:
       address:
         description: 'Its address.'
+        returned: always
+        type: str
+      balancer:
+        description: 'Its balancer, in a set.'
         returned: always
         type: str
       family:

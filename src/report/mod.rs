@@ -1,25 +1,27 @@
 //! The outcome of a run in the terms of the contract. Ansible and plain JSON
 //! send it as it is; the other frontends word it themselves.
 
+mod diff;
+mod set;
+
 use std::borrow::Cow;
 use std::cell::OnceCell;
-use std::fmt::Write as _;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
 
-use crate::converge::outcome::{HostState, Outcome, RunMode, Steps};
+use crate::converge::outcome::{Outcome, RunMode, Steps};
 use crate::diff::change::{Change, Kind};
-use crate::effects::{Effect, SavedFile};
-use crate::host::forwarding_sysctl;
-use crate::netfilter::ruleset::{Chain, OwnedTable, SavedRule};
+use crate::effects::Effect;
+use crate::netfilter::ruleset::SavedRule;
 use crate::netfilter::shares::shares_of_chain;
 use crate::netfilter::statistic::Share;
 use crate::netfilter::{Family, Table, Variant};
 use crate::request::{Balancer, Desired, DesiredState, Name, Pool, Request};
+pub use diff::Diff;
 
 /// The result of a run.
 #[derive(Debug, Default, Serialize, JsonSchema)]
@@ -51,7 +53,10 @@ pub struct Report {
     /// The share of each backend, computed from the rules as they are after the run.
     #[schemars(with = "Vec<ReportedShare>")]
     pub distribution: Prewritten<Vec<ReportedShare>>,
-    /// The rules and settings of the balancer before and after, if a diff was requested.
+    /// The balancers of a set, in the order of the request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balancers: Option<Vec<ReportedBalancer>>,
+    /// The rules and settings of the balancer before and after, if a diff was requested. Of a set, what changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diff: Option<Diff>,
     /// The source of the report. It lives as long as the report, see
@@ -84,9 +89,21 @@ pub struct ReportedChange<'a> {
     pub before: Option<Cow<'a, str>>,
 }
 
+/// A balancer of a set.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct ReportedBalancer {
+    /// Its name in the set.
+    pub name: String,
+    /// True if something of it was changed, or would be in check mode.
+    pub changed: bool,
+}
+
 /// The share of one backend.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct ReportedShare {
+    /// Its balancer, in a set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balancer: Option<String>,
     /// The family of its connections.
     pub family: Family,
     /// Its address.
@@ -159,15 +176,17 @@ impl Steps {
 
 /// The shares that the plan gives, in the order of the request.
 fn planned_shares(request: &Request) -> Vec<ReportedShare> {
-    shares(request, |pool| pool.arrangement.shares(pool.backends.len()))
+    shares(request, |_, pool| {
+        pool.arrangement.shares(pool.backends.len())
+    })
 }
 
 /// The shares that the observed rules give.
 fn observed_shares(request: &Request, outcome: &Outcome) -> Vec<ReportedShare> {
-    shares(request, |pool| {
+    shares(request, |balancer, pool| {
         let ruleset = outcome.after.rules.get(&pool.family);
         let owned = ruleset.map(|ruleset| ruleset.owned(Table::Nat));
-        let found = owned.map(|owned| shares_of_chain(owned, request.name.as_str()));
+        let found = owned.map(|owned| shares_of_chain(owned, &balancer.chain));
         let found = found.unwrap_or_default();
         let backends = pool.backends.iter();
         backends
@@ -176,32 +195,23 @@ fn observed_shares(request: &Request, outcome: &Outcome) -> Vec<ReportedShare> {
     })
 }
 
-fn shares(request: &Request, shares: impl Fn(&Pool) -> Vec<Share>) -> Vec<ReportedShare> {
-    let pools = request
-        .balancer()
-        .map_or(&[][..], |balancer| &balancer.pools);
-    let of_pool = |pool: &Pool| {
-        let of_backend = pool.backends.iter().zip(shares(pool));
-        let reported = of_backend.map(|(backend, share)| ReportedShare {
+fn shares(
+    request: &Request,
+    shares: impl Fn(&Balancer, &Pool) -> Vec<Share>,
+) -> Vec<ReportedShare> {
+    let mut all = Vec::new();
+    for (balancer, pool) in request.pools() {
+        let of_backend = pool.backends.iter().zip(shares(balancer, pool));
+        all.extend(of_backend.map(|(backend, share)| ReportedShare {
+            balancer: balancer.name.clone(),
             family: pool.family,
             address: backend.endpoint.address,
             port: backend.endpoint.port,
             weight: backend.weight,
             share: share.as_f64(),
-        });
-        reported.collect::<Vec<_>>()
-    };
-    pools.iter().flat_map(of_pool).collect()
-}
-
-/// Before and after, in the shape of Ansible's `--diff`.
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
-#[allow(missing_docs)]
-pub struct Diff {
-    pub before: String,
-    pub after: String,
-    pub before_header: String,
-    pub after_header: String,
+        }));
+    }
+    all
 }
 
 impl Report {
@@ -240,13 +250,14 @@ impl Report {
             failed: outcome.failure.is_some(),
             msg: match &outcome.failure {
                 Some(failure) => failure.clone(),
-                None => sentence(&request, &outcome, steps.len(), mode),
+                None => sentence(&request, &outcome, &steps, mode),
             },
             warnings: outcome.warnings.clone(),
             state: Some(request.state()),
             variant: Some(outcome.variant),
             iptables_version: outcome.version().map(str::to_owned),
             diff: None,
+            balancers: set::balancers(&request, &steps),
             distribution: distribution(&request, &outcome, prewriter.shares),
             changes: Prewritten {
                 json: prewriter
@@ -261,18 +272,20 @@ impl Report {
         }
     }
 
+    /// The balancers of a set that changes are about, each with their number.
+    #[must_use]
+    pub fn changed_balancers(&self) -> BTreeMap<&str, usize> {
+        let name = self.source.as_ref().map(|(request, _)| &request.name);
+        let steps = &self.changes.value;
+        name.map_or_else(BTreeMap::new, |name| set::changed_balancers(name, steps))
+    }
+
     /// Adds the state before and after.
     #[must_use]
     pub fn with_diff(mut self) -> Self {
-        self.diff = self.source.as_ref().map(|(request, outcome)| {
-            let steps = &self.changes.value;
-            Diff {
-                before: owned_text(&outcome.before, steps, Moment::Before),
-                after: owned_text(&outcome.after, steps, Moment::After),
-                before_header: format!("{} (before)", request.name.as_str()),
-                after_header: format!("{} (after)", request.name.as_str()),
-            }
-        });
+        let source = self.source.as_ref();
+        let steps = &self.changes.value;
+        self.diff = source.map(|(request, outcome)| Diff::new(request, outcome, steps));
         self
     }
 
@@ -340,8 +353,9 @@ impl<'a> From<&'a Effect> for ReportedChange<'a> {
     }
 }
 
-fn sentence(request: &Request, outcome: &Outcome, changes: usize, mode: RunMode) -> String {
+fn sentence(request: &Request, outcome: &Outcome, steps: &Steps, mode: RunMode) -> String {
     let name = request.name.as_str();
+    let changes = steps.len();
     let counted = match changes {
         0 => String::new(),
         1 => ", with 1 change".to_owned(),
@@ -357,126 +371,55 @@ fn sentence(request: &Request, outcome: &Outcome, changes: usize, mode: RunMode)
         (Desired::Absent, false, RunMode::Check) => {
             format!("would remove the balancer `{name}`{counted}")
         }
-        (Desired::Present(balancer), true, _) => {
+        (Desired::Balancer(balancer), true, _) => {
             format!(
                 "the balancer `{name}` is as it should be, over {}",
                 pool(balancer)
             )
         }
-        (Desired::Present(balancer), false, RunMode::Apply) => {
+        (Desired::Balancer(balancer), false, RunMode::Apply) => {
             let done = if existed { "updated" } else { "set up" };
             format!(
                 "the balancer `{name}` was {done} over {}{counted}",
                 pool(balancer)
             )
         }
-        (Desired::Present(balancer), false, RunMode::Check) => {
+        (Desired::Balancer(balancer), false, RunMode::Check) => {
             let to_do = if existed { "update" } else { "set up" };
             format!(
                 "would {to_do} the balancer `{name}` over {}{counted}",
                 pool(balancer)
             )
         }
+        (Desired::Set(balancers), true, _) => {
+            format!(
+                "the set `{name}` is as it should be, with {}",
+                set::size(balancers)
+            )
+        }
+        (Desired::Set(balancers), false, RunMode::Apply) => {
+            let done = if existed { "updated" } else { "set up" };
+            let size = set::size(balancers);
+            let told = set::told(request, steps, existed);
+            format!("the set `{name}` was {done} with {size}{told}{counted}")
+        }
+        (Desired::Set(balancers), false, RunMode::Check) => {
+            let to_do = if existed { "update" } else { "set up" };
+            let size = set::size(balancers);
+            let told = set::told(request, steps, existed);
+            format!("would {to_do} the set `{name}` with {size}{told}{counted}")
+        }
     }
 }
 
 fn pool(balancer: &Balancer) -> String {
-    match balancer.pools.iter().map(|pool| pool.backends.len()).sum() {
+    backends(balancer.pools.iter().map(|pool| pool.backends.len()).sum())
+}
+
+fn backends(count: usize) -> String {
+    match count {
         0 => "no backend".to_owned(),
         1 => "1 backend".to_owned(),
         more => format!("{more} backends"),
-    }
-}
-
-/// The side of a diff. Connections exist on the first alone.
-#[derive(Clone, Copy, PartialEq)]
-enum Moment {
-    Before,
-    After,
-}
-
-/// The owned rules as `iptables-save` prints them, without counters, and every
-/// other state that is about to change.
-fn owned_text(state: &HostState, steps: &Steps, moment: Moment) -> String {
-    let mut text = String::new();
-    for (family, ruleset) in &state.rules {
-        for (table, owned) in &ruleset.tables {
-            let head = format!("{} {}", family.as_str(), table.as_str());
-            let refused_at = ruleset
-                .forward_refuses_at
-                .filter(|_| *table == Table::Filter);
-            owned_table(&head, owned, refused_at, &mut text);
-        }
-    }
-    for effect in &steps.effects {
-        match effect {
-            Effect::Forwarding { family, .. } => {
-                let on = state.settings.forwarding.get(family) == Some(&true);
-                let _ = writeln!(
-                    text,
-                    "# sysctl\n{} = {}",
-                    forwarding_sysctl(*family),
-                    u8::from(on)
-                );
-            }
-            Effect::Write { path, .. } => {
-                if let Some(file) = state.settings.files.get(path) {
-                    file_text(path, file, &mut text);
-                }
-            }
-            Effect::Disconnect(gone) => {
-                let shown = match moment {
-                    Moment::Before => gone.shown() + "\n",
-                    Moment::After => String::new(),
-                };
-                let _ = write!(text, "# {} connections\n{shown}", gone.family.as_str());
-            }
-        }
-    }
-    text
-}
-
-/// The owned rules in a file, or the whole text of a file of sysctls.
-fn file_text(path: &Path, file: &SavedFile, text: &mut String) {
-    let path = path.display();
-    match &file.ruleset {
-        Some(ruleset) => {
-            for (table, owned) in &ruleset.tables {
-                owned_table(&format!("{path} {}", table.as_str()), owned, None, text);
-            }
-        }
-        None => {
-            let settings = file.text.as_deref().unwrap_or_default();
-            let _ = write!(text, "# {path}\n{}", String::from_utf8_lossy(settings));
-        }
-    }
-}
-
-/// One table. A rule of FORWARD after the first that refuses is marked: its
-/// position is the only thing that is wrong.
-fn owned_table(head: &str, owned: &OwnedTable, refused_at: Option<u32>, text: &mut String) {
-    if owned.is_empty() {
-        return;
-    }
-    let chains = owned.chains.keys().map(|name| format!(":{name} - [0:0]"));
-    let jumps = owned.jumps.iter();
-    let jumps = jumps.map(|lead| {
-        let late = lead.chain == "FORWARD" && refused_at.is_some_and(|at| lead.position > at);
-        let note = if late {
-            "   # after a rule that drops or rejects"
-        } else {
-            ""
-        };
-        format!("-A {} {}{note}", lead.chain, lead.rule.shown())
-    });
-    let in_chain = |(name, chain): (&String, &Chain)| {
-        let rules = chain.rules.iter();
-        let lines = rules.map(|rule| format!("-A {name} {}", rule.shown()));
-        lines.collect::<Vec<_>>()
-    };
-    let rules = owned.chains.iter().flat_map(in_chain);
-    let _ = writeln!(text, "# {head}");
-    for line in chains.chain(jumps).chain(rules) {
-        let _ = writeln!(text, "{line}");
     }
 }

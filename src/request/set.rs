@@ -1,0 +1,236 @@
+//! Sets: several balancers in one request, with defaults for all of them.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::backend::ambiguous_ports;
+use super::balancer::{Balancer, Draft, Inherited};
+use super::coerce::{BadRequest, Field, Mistakes, as_boolean, list, text};
+use super::shape::{misshapen, names_of};
+use super::unchecked::{BalancerAttributes, RequestAttributes};
+use super::{DesiredState, Disconnect, Layout, Lookup, Name, given, json, word};
+
+/// The attributes that belong to the whole set.
+const OF_THE_SET: [&str; 6] = ["state", "variant", "wait", "persist", "ip_forward", "jump"];
+
+/// A balancer of a set before its names are looked up.
+pub(super) struct SetDraft {
+    /// Its place in the request: `balancers[3]`.
+    place: String,
+    draft: Draft,
+    inherited: Inherited,
+    warnings: Vec<String>,
+}
+
+/// Reads the balancers of a set. None in the state `absent`, where they are
+/// checked all the same.
+pub(super) fn drafts(
+    defaults: &RequestAttributes,
+    place: &Field,
+    state: DesiredState,
+    name: &Name,
+) -> Result<Vec<SetDraft>, BadRequest> {
+    let mut mistakes = Mistakes::default();
+    for (attribute, value) in [
+        ("destination_port", &defaults.destination_port),
+        ("backends", &defaults.backends),
+    ] {
+        if given(attribute, value).is_some() {
+            mistakes.add(BadRequest::new(
+                attribute,
+                "stands beside `balancers`; give it to each balancer instead",
+            ));
+        }
+    }
+    check_defaults(defaults, &mut mistakes);
+    let are_defaults_right = mistakes.is_empty();
+    let mut drafts = Vec::new();
+    let mut places = HashMap::new();
+    for item in list(place)? {
+        let at = item.path.to_string();
+        let within = |bad: BadRequest| bad.within(&at);
+        let read = read(&item, defaults, state, name, are_defaults_right).map_err(within);
+        let Some((label, draft)) = mistakes.take(read) else {
+            continue;
+        };
+        if let Some(earlier) = places.insert(label.clone(), at.clone()) {
+            let problem = format!("`{label}` is the name of {earlier} too");
+            mistakes.add(BadRequest::new(format!("{at}.name"), problem));
+        }
+        drafts.extend(draft.map(|draft| SetDraft { place: at, ..draft }));
+    }
+    mistakes.or(Some(drafts))
+}
+
+/// The values of defaults must be right, also where every balancer has its own.
+/// They need not fit together: a balancer may have the part that is missing.
+fn check_defaults(defaults: &RequestAttributes, mistakes: &mut Mistakes) {
+    let is_no = defaults.masquerade.as_ref().is_none_or(is_no);
+    let is_open = defaults.out_interface.is_none();
+    let masquerade = match &defaults.masquerade {
+        Some(value) if value == "all" && is_open => Some(Value::from("balanced")),
+        _ if is_no && !(is_open && defaults.snat_address.is_none()) => Some("balanced".into()),
+        other => other.clone(),
+    };
+    let alone = RequestAttributes {
+        backends: None,
+        destination_port: None,
+        masquerade,
+        ..defaults.clone()
+    };
+    mistakes.take(Draft::read(&alone, DesiredState::Absent));
+    mistakes.take(word("disconnect", &alone.disconnect, Disconnect::WORDS));
+    mistakes.take(word("layout", &alone.layout, Layout::WORDS));
+}
+
+fn is_no(masquerade: &Value) -> bool {
+    masquerade.as_str().is_some_and(|word| word.trim() == "no")
+        || as_boolean(masquerade) == Some(false)
+}
+
+/// One item of the list: its name, and the balancer where there is to be one.
+fn read(
+    item: &Field,
+    defaults: &RequestAttributes,
+    state: DesiredState,
+    set: &Name,
+    are_defaults_right: bool,
+) -> Result<(String, Option<SetDraft>), BadRequest> {
+    let mut mistakes = Mistakes::default();
+    let attributes = shaped(item, &mut mistakes)?;
+    let label = mistakes.take(label(&attributes, set));
+    let (attributes, inherited) = match are_defaults_right {
+        true => with_defaults(attributes, defaults),
+        false => with_defaults(attributes, &RequestAttributes::default()),
+    };
+    let state = match are_defaults_right {
+        true => state,
+        false => DesiredState::Absent,
+    };
+    let draft = mistakes.take(Draft::read(&attributes, state));
+    let disconnect = word("disconnect", &attributes.disconnect, Disconnect::WORDS);
+    let disconnect = mistakes.take(disconnect).unwrap_or_default();
+    let layout = mistakes.take(word("layout", &attributes.layout, Layout::WORDS));
+    let (label, draft) = mistakes.or(label.zip(draft))?;
+    let Some(mut draft) = draft else {
+        return Ok((label, None));
+    };
+    draft.layout = layout.unwrap_or_default();
+    draft.balancer.disconnect = disconnect;
+    draft.balancer.chain = format!("{}/{label}", set.as_str());
+    draft.balancer.name = Some(label.clone());
+    let backends = given("backends", &attributes.backends);
+    let warnings = backends.map(|place| ambiguous_ports(&draft.listed, &place));
+    let draft = SetDraft {
+        place: String::new(),
+        draft,
+        inherited,
+        warnings: warnings.unwrap_or_default(),
+    };
+    Ok((label, Some(draft)))
+}
+
+/// The attributes of an item, which is an object or its JSON text.
+fn shaped(item: &Field, mistakes: &mut Mistakes) -> Result<BalancerAttributes, BadRequest> {
+    let parsed = match &*item.value {
+        Value::String(text) if text.trim_start().starts_with('{') => {
+            json::parse(text.trim().as_bytes())
+                .map_err(|error| BadRequest::new("", format!("is not JSON: {error}")))?
+        }
+        value => value.clone(),
+    };
+    let Value::Object(mut object) = parsed else {
+        let problem = "is not an object {name, destination_port, backends, ...}";
+        return Err(BadRequest::new("", problem));
+    };
+    object.retain(|_, value| !value.is_null());
+    for attribute in OF_THE_SET {
+        if object.remove(attribute).is_some() {
+            let problem = "belongs to the whole set; give it beside `balancers`";
+            mistakes.add(BadRequest::new(attribute, problem));
+        }
+    }
+    match BalancerAttributes::deserialize(&object) {
+        Ok(attributes) => Ok(attributes),
+        Err(error) => {
+            mistakes.add(misshapen::<BalancerAttributes>(&"".into(), &object, &error));
+            let known = names_of::<BalancerAttributes>();
+            object.retain(|name, _| known.contains(name));
+            Ok(BalancerAttributes::deserialize(&object).unwrap_or_default())
+        }
+    }
+}
+
+/// The name of a balancer. With that of the set it is the name of a chain.
+fn label(attributes: &BalancerAttributes, set: &Name) -> Result<String, BadRequest> {
+    let problem = "is missing; each balancer of a set has a name";
+    let place = given("name", &attributes.name).ok_or_else(|| BadRequest::new("name", problem))?;
+    let text = text(&place)?;
+    match set.check_member(&text) {
+        Ok(()) => Ok(text.into_owned()),
+        Err(problem) => Err(place.refuse(problem)),
+    }
+}
+
+/// The attributes of a balancer, with the defaults of the set. Those about the
+/// rewriting of source addresses are for the balancers that do it.
+fn with_defaults(
+    own: BalancerAttributes,
+    defaults: &RequestAttributes,
+) -> (RequestAttributes, Inherited) {
+    let or = |own: Option<Value>, default: &Option<Value>| own.or_else(|| default.clone());
+    let masquerade = or(own.masquerade, &defaults.masquerade);
+    let nothing = RequestAttributes::default();
+    let of_masquerade = match masquerade.as_ref().is_none_or(is_no) {
+        true => &nothing,
+        false => defaults,
+    };
+    let inherited = Inherited {
+        destination: own.destination.is_none(),
+        source: own.source.is_none(),
+        snat_address: own.snat_address.is_none(),
+    };
+    let attributes = RequestAttributes {
+        backends: own.backends,
+        destination_port: own.destination_port,
+        mode: or(own.mode, &defaults.mode),
+        protocol: or(own.protocol, &defaults.protocol),
+        destination: or(own.destination, &defaults.destination),
+        source: or(own.source, &defaults.source),
+        in_interface: or(own.in_interface, &defaults.in_interface),
+        layout: or(own.layout, &defaults.layout),
+        local_traffic: or(own.local_traffic, &defaults.local_traffic),
+        snat_address: or(own.snat_address, &of_masquerade.snat_address),
+        out_interface: or(own.out_interface, &of_masquerade.out_interface),
+        masquerade,
+        forward: or(own.forward, &defaults.forward),
+        when_empty: or(own.when_empty, &defaults.when_empty),
+        disconnect: or(own.disconnect, &defaults.disconnect),
+        jump: defaults.jump.clone(),
+        ip_forward: defaults.ip_forward.clone(),
+        ..RequestAttributes::default()
+    };
+    (attributes, inherited)
+}
+
+impl SetDraft {
+    /// Returns true if a backend is a name that must be looked up.
+    pub fn has_names(&self) -> bool {
+        self.draft.has_names()
+    }
+
+    /// The balancer, with addresses in the place of names.
+    pub fn resolve(self, lookup: Lookup) -> Result<Balancer, BadRequest> {
+        let resolved = self.draft.resolve(self.inherited, lookup);
+        resolved.map_err(|bad| bad.within(&self.place))
+    }
+
+    /// Warnings about values that may be meant otherwise, with the balancer's name.
+    pub fn warnings(&self) -> impl Iterator<Item = (String, String)> {
+        let name = self.draft.balancer.name.as_deref().unwrap_or_default();
+        let warnings = self.warnings.iter();
+        warnings.map(move |warning| (name.to_owned(), warning.clone()))
+    }
+}
