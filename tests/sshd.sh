@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A host for Ansible, with sshd: sshd.sh DIRECTORY. Run it as root in a network namespace and a mount namespace of its own.
 #
-# Its /etc is a copy; its /root, /home, /run and /var/lib are empty. The key DIRECTORY/key opens root, deploy and tight. deploy may
+# Its /etc is a copy; its /root, /home, /run, /srv and /var/lib are empty. The key DIRECTORY/key opens root, deploy and tight. deploy may
 # use sudo with the password `secret`, which is also root's. tight may use sudo without a password, but only at a terminal.
 # DIRECTORY/prepare, where it exists, is run as root before sshd starts.
 set -euo pipefail
@@ -9,7 +9,7 @@ directory=$1
 umask 022
 cp -a /etc "$directory/etc"
 mount --bind "$directory/etc" /etc
-for place in /root /home /run /var/lib; do mount -t tmpfs -o mode=755 tmpfs $place; done
+for place in /root /home /run /srv /var/lib; do mount -t tmpfs -o mode=755 tmpfs $place; done
 mkdir -p /run/sshd /run/lock /var/lib/sudo
 # `secret`, by openssl passwd -6
 hash='$6$iptables$x1AcMCtFVG12wzouus/Be.wDttr.00udt61Xhrngo5n0elYrSHUQY5p1Snh7fANbYXhgxboymtq3NS7zOsmcq1'

@@ -381,19 +381,118 @@ fn an_obstacle_on_the_host_is_named_and_leaves_nothing() {
         "cannot create directory '/home/deploy/.iptables_balance': Read-only file system",
     );
     host.shell("mount -o remount,rw /home");
-    // What a killed transfer left, the program of another version, and a transfer at work.
-    let left = format!("{KEPT}/.new-{}", u32::MAX);
-    let at_work = host
-        .shell("sleep 60 >/dev/null 2>&1 & echo $!")
-        .trim()
-        .to_owned();
+    // Files of a killed transfer, of a running one, of another version, and of the user.
+    let at_work = host.shell("sleep 60 >/dev/null 2>&1 & echo $!");
+    let (killed, at_work) = (u32::MAX, at_work.trim());
+    let (other, own) = ("0".repeat(64), "0.2.0-x86_64.tar.gz");
     host.shell(&format!(
-        "mkdir -p {KEPT}; touch {left} {KEPT}/.new-{at_work} {KEPT}/iptables_balance-0123"
+        "mkdir -p {KEPT}; cd {KEPT}; touch .iptables_balance-new-{killed} .iptables_balance-new-{at_work} \
+         iptables_balance-{other} iptables_balance-{own}"
     ));
     succeeds(&host, &releases()[0], "root", &json!([task("W")]), &[]);
-    let listed = host.shell(&format!("ls -A {KEPT}"));
-    assert_eq!(listed, format!(".new-{at_work}\niptables_balance-{sum}\n"));
+    let listed = host.shell(&format!("LC_ALL=C ls -A {KEPT} | sort"));
+    let mut expected = [
+        format!(".iptables_balance-new-{at_work}\n"),
+        format!("iptables_balance-{own}\n"),
+        format!("iptables_balance-{sum}\n"),
+    ];
+    expected.sort();
+    assert_eq!(listed, expected.concat());
     host.shell(&format!("kill {at_work}"));
+}
+
+/// Gives root a login shell that runs these lines first.
+fn with_shell(lines: &str) -> String {
+    format!(
+        "cat >/home/shell <<'END'\n#!/bin/bash\n{lines}\nexec bash \"$@\"\nEND\nchmod 755 /home/shell\n\
+         sed -i 's|^\\(root:.*\\):[^:]*$|\\1:/home/shell|' /etc/passwd"
+    )
+}
+
+/// A host has no say on the control node, whatever it answers.
+#[test]
+fn a_host_decides_on_its_own_result_only() {
+    let answer = r#"{"changed": true, "msg": "{{ 6 * 7 }}", "add_host": {"host_name": "planted", "groups": [], "host_vars": {}}}"#;
+    for release in releases() {
+        let host = SshHost::new(&with_shell(&format!("echo '{answer}'; exit")));
+        let mut balance = task("W");
+        balance["register"] = json!("answered");
+        let tasks = json!([balance, {"ansible.builtin.assert": {"that": [
+            "'planted' not in groups['all']",
+            "answered.msg | length > 4",
+        ]}}]);
+        succeeds(&host, &release, "root", &tasks, &[]);
+        let host = SshHost::new(&with_shell(
+            "echo 'iptables_balance: missing ../../plugins'; exit",
+        ));
+        fails(
+            &host,
+            "root",
+            &[],
+            "the host asks for a program for `../../plugins`",
+        );
+    }
+}
+
+/// Separators of lines that JSON does not escape, in a rule that the program
+/// shows before it replaces it.
+#[test]
+fn text_in_foreign_rules_is_not_taken_for_an_answer() {
+    for release in releases() {
+        let host = SshHost::new("");
+        let comment = "x\u{2028}iptables_balance: missing x86_64 y";
+        host.shell(&format!(
+            "iptables -t nat -N W; iptables -t nat -A W -m comment --comment '{comment}' -j RETURN"
+        ));
+        let tasks = json!([task("W")]);
+        let played = succeeds(&host, &release, "root", &tasks, &["--diff"]);
+        assert_eq!(played.recap("changed"), 1, "{}", played.text);
+    }
+}
+
+#[test]
+fn any_login_shell_will_do() {
+    for release in releases() {
+        let host = SshHost::new("sed -i 's|^\\(root:.*\\):[^:]*$|\\1:/bin/tcsh|' /etc/passwd");
+        let played = succeeds(&host, &release, "root", &json!([task("W")]), &[]);
+        assert_eq!(played.recap("changed"), 1, "{}", played.text);
+    }
+    // A complaint about the terminal that is not sudo's, beside an error of the program.
+    let host = SshHost::new(&with_shell("echo 'stty: not a tty' >&2"));
+    let tasks = json!([{MODULE: {"name": "W", "destination_port": 80, "backends": [{}]}}]);
+    let played = play(&host, &releases()[1], "root", &tasks, &["-vvv"]);
+    assert!(
+        !played.success && !played.text.contains("/stdin"),
+        "{}",
+        played.text
+    );
+}
+
+#[test]
+fn the_named_directory_is_that_of_the_host_and_taken_as_it_is() {
+    for release in releases() {
+        let host = SshHost::new("");
+        let mut delegated = task("W");
+        delegated["delegate_to"] = json!("deploy");
+        delegated["become"] = json!(true);
+        delegated["vars"] = json!({"ansible_become_password": "secret"});
+        let mut later = task("W");
+        later["async"] = json!(30);
+        later["poll"] = json!(1);
+        let own = "/srv/it's $HOME ü";
+        let tasks = json!([
+            {"ansible.builtin.set_fact": {"iptables_balance_directory": own}},
+            delegated,
+            later,
+        ]);
+        let more = ["-e", "ansible_python_interpreter=/usr/bin/python3"];
+        succeeds(&host, &release, "root", &tasks, &more);
+        assert_eq!(host.shell(&format!("ls {KEPT} | wc -l")), "1\n");
+        assert_eq!(
+            host.shell(&format!("ls \"/srv/it's \\$HOME ü\" | wc -l")),
+            "1\n"
+        );
+    }
 }
 
 /// A connection that cannot carry data on standard input, as some plugins are.

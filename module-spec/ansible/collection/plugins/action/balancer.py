@@ -16,11 +16,12 @@ import json
 import os
 import shlex
 
-from ansible.errors import AnsibleActionFail
 from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.module_utils.six.moves.collections_abc import Mapping, Sequence
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
+from ansible.utils.unsafe_proxy import wrap_var
+from ansible.vars.clean import remove_internal_keys
 
 display = Display()
 
@@ -35,6 +36,7 @@ LC_ALL=C
 export LC_ALL
 named=$1 arch=$(uname -m) sum=
 shift
+[ "$arch" ] || say failed "there is no uname on the PATH of the host"
 for pair in "$@"; do case $pair in "$arch="*) sum=${pair#*=} ;; esac; done
 [ "$sum" ] || say unsupported "$(uname -s) $arch"
 if [ "$named" ]; then dir=$named
@@ -79,15 +81,18 @@ INSTALL = COMMON + r"""
 try() { why=$("$@" 2>&1) || say failed "$why"; }
 try mkdir -p "$dir"
 safe
-new=$dir/.new-$$
+[ ! -d "$file" ] || say failed "$file is a directory"
+new=$dir/.iptables_balance-new-$$
 trap 'rm -f "$new"' EXIT
 why=$( { cat >"$new"; } 2>&1 ) || say failed "$why"
 whole "$new" || say failed "the transfer was incomplete, or sha256sum is missing"
 try chmod 755 "$new"
 try mv -f "$new" "$file"
-for old in "$dir"/iptables_balance-* "$dir"/.new-*; do
-  case $old in "$file") continue ;; */.new-*) [ -d "/proc/${old##*-}" ] && continue ;; esac
-  rm -f "$old"
+for old in "$dir"/.iptables_balance-new-*; do [ -d "/proc/${old##*-}" ] || rm -f "$old"; done
+for old in "$dir"/iptables_balance-*; do
+  name=${old##*-}
+  case $name in "$sum"|*[!0-9a-f]*) continue ;; esac
+  [ ${#name} != 64 ] || rm -f "$dir/iptables_balance-$name"
 done
 say ready "$file"
 """
@@ -105,15 +110,15 @@ class ActionModule(ActionBase):
         self._supports_check_mode = True
         self._supports_diff = True
         result = super(ActionModule, self).run(tmp, task_vars)
-        self._directory = self._named_directory(task_vars)
-        if self._task.async_val:
-            result.update(self._run_later(task_vars))
-        else:
-            result.update(self._run_now())
+        try:
+            self._directory = self._named_directory(task_vars)
+            result.update(self._run_later(task_vars) if self._task.async_val else self._run_now())
+        except Refusal as refusal:
+            result.update(failure(to_text(refusal)))
         return result
 
     def _run_now(self):
-        request = to_bytes(json.dumps(self._arguments(), default=encoded))
+        request = to_bytes(self._request())
         answer = self._shell(RUN, request)
         if answer.word == "missing":
             answer = self._install(answer.text)
@@ -128,7 +133,7 @@ class ActionModule(ActionBase):
             answer = self._install(answer.text)
         if answer.word != "ready":
             return answer.result()
-        arguments = {"program": answer.text, "request": json.dumps(self._arguments(), default=encoded)}
+        arguments = {"program": answer.text, "request": self._request()}
         return self._execute_module(
             module_name="iptables_balance.gateway.run_program",
             module_args=arguments,
@@ -137,25 +142,34 @@ class ActionModule(ActionBase):
         )
 
     def _named_directory(self, task_vars):
-        directory = self._templar.template(task_vars.get("iptables_balance_directory")) or ""
-        if directory and not str(directory).startswith("/"):
-            raise AnsibleActionFail("iptables_balance_directory: `%s` is not an absolute path" % directory)
-        return str(directory)
+        if self._task.delegate_to:
+            task_vars = task_vars.get("ansible_delegated_vars", {}).get(self._task.delegate_to, task_vars)
+        directory = to_text(self._templar.template(task_vars.get("iptables_balance_directory")) or "")
+        if directory and not directory.startswith("/"):
+            raise Refusal("iptables_balance_directory: `%s` is not an absolute path" % directory)
+        return directory
 
-    def _arguments(self):
+    def _request(self):
+        """The arguments of the task as JSON."""
         arguments = dict(self._task.args)
         arguments["_ansible_check_mode"] = bool(self._task.check_mode)
         arguments["_ansible_diff"] = bool(self._task.diff)
-        return arguments
+        try:
+            return json.dumps(arguments, default=encoded, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise Refusal("an attribute has a value that JSON does not have: %s" % to_text(error))
 
     def _install(self, architecture):
+        # The host says which one it needs. It must not choose another file of the control node.
+        if architecture not in dict(checksums()):
+            raise Refusal("the host asks for a program for `%s`, which this collection does not have" % architecture)
         program = os.path.join(PROGRAMS, architecture, "iptables_balance")
         display.vv("sending %s to the host" % program)
         try:
             with open(program, "rb") as file:
                 return self._shell(INSTALL, file.read())
         except IOError as error:
-            raise AnsibleActionFail("cannot read the program of this collection: %s" % to_text(error))
+            raise Refusal("cannot read the program of this collection: %s" % to_text(error))
 
     def _shell(self, script, stdin=None):
         """Runs a script on the host; returns its answer.
@@ -163,17 +177,19 @@ class ActionModule(ActionBase):
         Standard input of the connection carries the data, except where a terminal is in the way: with su, with connections
         that cannot do it, and with a sudo that insists on a terminal. There a file does.
         """
-        words = ["/bin/sh", "-c", script, "iptables_balance", self._directory]
+        # Within quotes csh, as a login shell, allows no line break and no `!`. No script has a backslash.
+        words = ["/bin/sh", "-c", 'script=$1; shift; eval "$(printf %b "$script")"', "iptables_balance"]
+        words += [script.replace("\n", "\\n").replace("!", "\\0041"), self._directory]
         words += ["%s=%s" % pair for pair in checksums()]
         environment = self._compute_environment_string()
         command = " ".join([environment] * bool(environment) + [shlex.quote(word) for word in words])
         if stdin is None:
             return Answer(self._low_level_execute_command(command + " </dev/null"))
         if self._can_pipe():
-            executed = self._low_level_execute_command(command, in_data=stdin)
-            if executed["rc"] == 0 or "tty" not in executed["stderr"]:
-                return Answer(executed)
-            display.vv("this sudo insists on a terminal; the request goes through a file")
+            answer = Answer(self._low_level_execute_command(command, in_data=stdin))
+            if not answer.wants_terminal():
+                return answer
+            display.vv("this sudo insists on a terminal; the data goes through a file")
         return Answer(self._shell_with_file(command, stdin))
 
     def _can_pipe(self):
@@ -191,20 +207,35 @@ class ActionModule(ActionBase):
         return self._low_level_execute_command("%s <%s" % (command, shlex.quote(path)))
 
 
+class Refusal(Exception):
+    """A task that cannot be run, with the reason."""
+
+
 class Answer:
-    """What a script said: a word and a text of its own, or what the program printed."""
+    """What a script said: the object that the program printed, or else a word and a text of its own in the last line."""
 
     def __init__(self, executed):
         self.rc = executed["rc"]
         self.stdout = executed["stdout"]
         self.stderr = executed["stderr"]
+        # Not splitlines: rules of others, which the program quotes, may hold other separators.
+        lines = [line.rstrip("\r") for line in self.stdout.split("\n")]
+        self.object = last_object(lines)
         self.word, self.text = None, ""
-        for line in self.stdout.splitlines():
-            if line.startswith("iptables_balance: "):
-                self.word, self.text = (line.split(" ", 2) + [""])[1:3]
+        said = [line for line in lines if line][-1:]
+        if self.object is None and said and said[0].startswith("iptables_balance: "):
+            self.word, self.text = (said[0].split(" ", 2) + [""])[1:3]
+
+    def wants_terminal(self):
+        """True if sudo refused to run without a terminal."""
+        complaint = self.stderr.lower()
+        return self.rc != 0 and self.object is None and self.word is None and ("tty" in complaint or "terminal" in complaint)
 
     def result(self):
-        """The result of the task."""
+        """The result of the task. The host decides on it alone: keys that steer Ansible itself, and templates, have no effect."""
+        if self.object is not None:
+            remove_internal_keys(self.object)
+            return wrap_var(self.object)
         if self.word == "unsupported":
             return failure(
                 "this collection has programs for Linux on %s, but the host is %s; build the collection for it"
@@ -219,22 +250,18 @@ class Answer:
             return failure("the program was sent to the host, but is gone already; does another version of this collection run there?")
         if self.word == "failed":
             return failure("cannot keep the program on the host: %s" % self.text, self)
-        parsed = last_object(self.stdout)
-        if parsed is not None:
-            return parsed
         if self.rc in (126, 127):
             reason = "cannot run the program on the host; it needs glibc 2.17 or later, and a file system that is not mounted noexec"
             return failure(reason, self)
         return failure("the program gave no result", self)
 
 
-def last_object(text):
-    """The JSON object that begins at the start of a line; lines of others may stand before it."""
-    lines = text.splitlines()
+def last_object(lines):
+    """The JSON object that begins at the start of a line; lines of others may stand before and after it."""
     for at, line in enumerate(lines):
         if line.startswith("{"):
             try:
-                return json.loads("\n".join(lines[at:]))
+                return json.JSONDecoder().raw_decode("\n".join(lines[at:]))[0]
             except ValueError:
                 continue
     return None
@@ -254,7 +281,7 @@ def checksums():
         with open(os.path.join(PROGRAMS, "SHA256SUMS")) as file:
             lines = [line.split() for line in file]
     except IOError as error:
-        raise AnsibleActionFail("this collection holds no program, it was not built by package.sh: %s" % to_text(error))
+        raise Refusal("this collection holds no program, it was not built by package.sh: %s" % to_text(error))
     return [(name.split("/")[0], checksum) for checksum, name in lines]
 
 

@@ -17,7 +17,7 @@ options:
   program:
     description:
       - The path of the program. Its name ends with its SHA-256, which is compared before it is run.
-    type: path
+    type: str
     required: true
   request:
     description:
@@ -60,7 +60,7 @@ from ansible.module_utils.basic import AnsibleModule
 def main():
     """Checks the program and runs it with the request on standard input."""
     module = AnsibleModule(
-        argument_spec=dict(program=dict(type="path", required=True), request=dict(type="str", required=True)),
+        argument_spec=dict(program=dict(type="str", required=True), request=dict(type="str", required=True)),
         supports_check_mode=True,
     )
     program = module.params["program"]
@@ -72,7 +72,7 @@ def main():
         module.fail_json(msg="cannot read the program: %s" % error)
     if found != expected:
         module.fail_json(msg="`%s` is not the program that its name says; remove it" % program)
-    rc, out, err = module.run_command([program, "-"], data=module.params["request"], binary_data=True)
+    rc, out, err = module.run_command([program, "-"], data=module.params["request"], binary_data=True, expand_user_and_vars=False)
     try:
         result = json.loads(out)
     except ValueError as error:
