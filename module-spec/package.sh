@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Builds the packages into target/package: package.sh [x86_64] [aarch64], by default both.
 #
-# The programs need no more than glibc 2.17: zig links them. As root the script installs what is missing; without root it names
-# it. Two builds of one commit with one compiler are identical.
+# The programs need no more than glibc 2.17: zig links them. As root the script installs missing packages with apt, and for the other
+# architecture Debian's library if rustup has none, which adds that architecture to dpkg. Without root it names them. Other tools go to
+# target/package-tools. Two builds of one commit with one compiler are identical.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -46,12 +47,12 @@ command -v cargo >/dev/null || missing+=(cargo-web rustc-web libstd-rust-web-dev
 [[ -x $tools/bin/cargo-zigbuild ]] || {
   say "Installing cargo-zigbuild and zig into target/package-tools"
   python3 -m venv "$tools"
-  "$tools/bin/pip" --quiet --disable-pip-version-check install cargo-zigbuild ziglang
+  "$tools/bin/pip" --quiet --disable-pip-version-check install cargo-zigbuild==0.24.1 ziglang==0.17.1
 }
-for tool in cargo-deb cargo-generate-rpm; do
-  command -v $tool >/dev/null || {
+for tool in cargo-deb@3.8.0 cargo-generate-rpm@0.21.1; do
+  [[ -x $tools/bin/${tool%@*} ]] || {
     say "Installing $tool into target/package-tools"
-    cargo install --quiet --locked --root "$tools" $tool
+    cargo install --quiet --locked --root "$tools" "$tool"
   }
 done
 

@@ -7,6 +7,7 @@ shift
 source=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$directory"
 cp -r "$source/collection/." "$directory"
+find "$directory" -name __pycache__ -exec rm -r {} +
 cp "$source/../../LICENSE-MIT" "$source/../../LICENSE-APACHE" "$source/../../CHANGELOG.md" "$directory"
 for pair in "$@"; do
   install -D -m 755 "${pair#*=}" "$directory/files/${pair%%=*}/iptables_balance"

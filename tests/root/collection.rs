@@ -387,13 +387,14 @@ fn an_obstacle_on_the_host_is_named_and_leaves_nothing() {
     let (other, own) = ("0".repeat(64), "0.2.0-x86_64.tar.gz");
     host.shell(&format!(
         "mkdir -p {KEPT}; cd {KEPT}; touch .iptables_balance-new-{killed} .iptables_balance-new-{at_work} \
-         iptables_balance-{other} iptables_balance-{own}"
+         iptables_balance-{other} iptables_balance-{own} iptables_balance-2026"
     ));
     succeeds(&host, &releases()[0], "root", &json!([task("W")]), &[]);
     let listed = host.shell(&format!("LC_ALL=C ls -A {KEPT} | sort"));
     let mut expected = [
         format!(".iptables_balance-new-{at_work}\n"),
         format!("iptables_balance-{own}\n"),
+        "iptables_balance-2026\n".to_owned(),
         format!("iptables_balance-{sum}\n"),
     ];
     expected.sort();

@@ -379,7 +379,7 @@ fn notes(module: &str) -> &'static str {
             "    - Python on the managed host for tasks with C(async), and only for these\n\
              \x20 notes:\n\
              \x20   - The host keeps the program in C(/var/lib/iptables_balance/bin), or in C(~/.iptables_balance/bin) of a user who is not root, under a name made of its SHA-256. It is sent only where it is missing. Nobody else may write there or in a directory above.\n\
-             \x20   - The variable C(iptables_balance_directory) names another directory. The directories above it are yours to answer for.\n"
+             \x20   - The variable C(iptables_balance_directory) names another directory. The directories above it are not checked; make sure that nobody else can write there.\n"
         }
         _ => "    - Python is not needed on the managed host\n",
     }

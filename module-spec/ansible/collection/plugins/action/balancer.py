@@ -20,7 +20,6 @@ from ansible.module_utils.common.text.converters import to_bytes, to_text
 from ansible.module_utils.six.moves.collections_abc import Mapping, Sequence
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible.utils.unsafe_proxy import wrap_var
 from ansible.vars.clean import remove_internal_keys
 
 display = Display()
@@ -28,7 +27,7 @@ display = Display()
 PROGRAMS = os.path.join(os.path.dirname(__file__), "..", "..", "files")
 
 # The arguments are a directory, or nothing for the usual one, and ARCHITECTURE=SHA256 for each program. If the program is not run,
-# a line `iptables_balance: WORD TEXT` says why. Directories above one that the user named are the user's to answer for.
+# a line `iptables_balance: WORD TEXT` says why. The directories above one that the user named are not checked.
 COMMON = r"""
 say() { echo "iptables_balance: $*"; exit 0; }
 umask 022
@@ -232,10 +231,10 @@ class Answer:
         return self.rc != 0 and self.object is None and self.word is None and ("tty" in complaint or "terminal" in complaint)
 
     def result(self):
-        """The result of the task. The host decides on it alone: keys that steer Ansible itself, and templates, have no effect."""
+        """The result of the task, without keys by which a host would steer Ansible itself."""
         if self.object is not None:
             remove_internal_keys(self.object)
-            return wrap_var(self.object)
+            return self.object
         if self.word == "unsupported":
             return failure(
                 "this collection has programs for Linux on %s, but the host is %s; build the collection for it"

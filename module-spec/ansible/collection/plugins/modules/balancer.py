@@ -22,7 +22,8 @@ DOCUMENTATION = r"""
   notes:
     - The host keeps the program in C(/var/lib/iptables_balance/bin), or in C(~/.iptables_balance/bin) of a user who is not root, under a name made
           of its SHA-256. It is sent only where it is missing. Nobody else may write there or in a directory above.
-    - The variable C(iptables_balance_directory) names another directory. The directories above it are yours to answer for.
+    - The variable C(iptables_balance_directory) names another directory. The directories above it are not checked; make sure that nobody else can
+          write there.
   attributes:
     check_mode:
       support: full
