@@ -50,7 +50,7 @@ command -v cargo >/dev/null || missing+=(cargo-web rustc-web libstd-rust-web-dev
   "$tools/bin/pip" --quiet --disable-pip-version-check install cargo-zigbuild==0.24.1 ziglang==0.17.1
 }
 for tool in cargo-deb@3.8.0 cargo-generate-rpm@0.21.1; do
-  [[ -x $tools/bin/${tool%@*} ]] || {
+  cargo install --list | grep -qxF "${tool/@/ v}:" || [[ -x $tools/bin/${tool%@*} ]] || {
     say "Installing $tool into target/package-tools"
     cargo install --quiet --locked --root "$tools" "$tool"
   }
