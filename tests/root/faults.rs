@@ -21,8 +21,8 @@ conntrack -I -p udp -s 10.8.0.2 -d 10.8.0.1 --sport 4000 --dport 5308 --dst-nat 
 
 /// The state that the request changes.
 const STATE: &str = "
-iptables-$1-save -c | grep W
-ip6tables-$1-save -c | grep W
+iptables-$1-save -c | grep '^[^#].*W'
+ip6tables-$1-save -c | grep '^[^#].*W'
 cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding
 cat /etc/sysctl.d/zz-* \"$2\" \"$2\"6 2>&1
 ls -A /etc/sysctl.d $(dirname \"$2\")
