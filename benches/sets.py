@@ -151,12 +151,12 @@ def kube_proxy(variant, listed):
     return lambda setup: setup.inside(f"iptables-{variant}-restore", "--noflush", text="\n".join(text))
 
 
-def flows(rounds):
+def flows(rounds, variants):
     from flows import Setup
 
     print("| variant | backends of each | layout | first | middle | last | nobody's |")
     print("|---" * 7 + "|")
-    for variant in VARIANTS:
+    for variant in variants:
         for backends in (1, 10):
             listed = balancers(2000, backends, "udp")
             ours = request(variant, listed)
@@ -236,9 +236,10 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("part", choices=["runs", "session", "flows", "memory", "loop"])
     arguments.add_argument("--rounds", type=int, default=15)
+    arguments.add_argument("--variants", nargs="*", default=VARIANTS, help="of flows alone")
     arguments = arguments.parse_args()
     if arguments.part == "flows":
-        return flows(arguments.rounds)
+        return flows(arguments.rounds, arguments.variants)
     in_a_network_of_our_own()
     parts = {"runs": lambda: runs(arguments.rounds), "session": lambda: session(arguments.rounds), "memory": memory, "loop": loop}
     return parts[arguments.part]()

@@ -146,6 +146,12 @@ fn millionths(item: &Field) -> Option<u128> {
 /// IPv6 addresses without brackets whose last group may be meant as a port:
 /// `fd00::1:80`, where no other backend is without a port.
 pub(super) fn ambiguous_ports(listed: &[BackendEntry], place: &Field) -> Vec<String> {
+    let is_bare_ipv6 = |entry: &BackendEntry| {
+        entry.port.is_none() && matches!(entry.host, Host::Address(IpAddr::V6(_)))
+    };
+    if !listed.iter().any(is_bare_ipv6) {
+        return Vec::new();
+    }
     let Ok(items) = list(place) else {
         return Vec::new();
     };

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::backend::{BackendEntry, backends};
 use super::coerce::{BadRequest, Mistakes, choice};
 use super::gateway::{Gateway, gateway};
-use super::pool::{Pool, pools};
+use super::pool::{Arranger, Pool, pools};
 use super::traffic::{destination, interface, networks, ports as ports_of};
 use super::unchecked::RequestAttributes;
 use super::{DesiredState, Disconnect, Jump, Layout, Lookup, Mode, given, word};
@@ -125,10 +125,18 @@ impl Draft {
 
     /// The balancer, with addresses in the place of names. What is inherited may
     /// have networks of families that are not in use.
-    pub fn resolve(self, inherited: Inherited, lookup: Lookup) -> Result<Balancer, BadRequest> {
+    pub fn resolve(
+        self,
+        inherited: Inherited,
+        lookup: Lookup,
+        arranger: &mut Arranger,
+    ) -> Result<Balancer, BadRequest> {
         let mut balancer = self.balancer;
         let named = balancer.families_named();
-        balancer.pools = pools(&self.listed, &named, balancer.mode, self.layout, lookup)?;
+        let how = (balancer.mode, self.layout);
+        balancer.pools = pools(&self.listed, &named, lookup, &mut |backends| {
+            arranger.arrange(how, backends)
+        })?;
         balancer.keep_used(inherited);
         balancer.check_networks()?;
         balancer.check_snat()?;

@@ -30,6 +30,7 @@ pub use coerce::BadRequest;
 use coerce::{Field, Mistakes, Path, boolean, choice, integer, text};
 use gateway::persist;
 pub use gateway::{Gateway, Masquerading, Persist};
+use pool::Arranger;
 pub use pool::Pool;
 use set::SetDraft;
 use shape::{misshapen, names_of, shaped};
@@ -257,14 +258,18 @@ impl Checked {
             _ if self.state == DesiredState::Absent => Desired::Absent,
             Drafts::One(None) => Desired::Absent,
             Drafts::One(Some(draft)) => {
-                Desired::Balancer(draft.resolve(Inherited::default(), lookup)?.into())
+                let mut arranger = Arranger::default();
+                let balancer = draft.resolve(Inherited::default(), lookup, &mut arranger)?;
+                Desired::Balancer(balancer.into())
             }
             Drafts::Set(drafts) => {
                 let warnings = drafts.iter().flat_map(SetDraft::warnings);
                 let mut named: Vec<String> = warnings
                     .map(|(name, warning)| format!("balancer `{name}`: {warning}"))
                     .collect();
-                let balancers = drafts.into_iter().map(|draft| draft.resolve(lookup));
+                let mut arranger = Arranger::default();
+                let drafts = drafts.into_iter();
+                let balancers = drafts.map(|draft| draft.resolve(lookup, &mut arranger));
                 let balancers = coerce::all(balancers)?;
                 named.extend(claims::check(&balancers)?);
                 request.warnings = named;

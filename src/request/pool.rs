@@ -36,9 +36,8 @@ impl Pool {
 pub(super) fn pools(
     listed: &[BackendEntry],
     named: &BTreeSet<Family>,
-    mode: Mode,
-    layout: Layout,
     lookup: Lookup,
+    arrange: Arrange,
 ) -> Result<Vec<Pool>, BadRequest> {
     let found = addresses(listed, named, lookup)?;
     let mut pools = Vec::new();
@@ -46,7 +45,7 @@ pub(super) fn pools(
         let (places, backends) = of_family(family, listed, &found)?;
         let is_empty = listed.is_empty() && (named.is_empty() || named.contains(&family));
         if !backends.is_empty() || is_empty {
-            pools.push(pool(family, &places, backends, mode, layout)?);
+            pools.push(pool(family, &places, backends, arrange)?);
         }
     }
     Ok(pools)
@@ -178,8 +177,7 @@ fn pool(
     family: Family,
     places: &[usize],
     backends: Vec<Backend>,
-    mode: Mode,
-    layout: Layout,
+    arrange: Arrange,
 ) -> Result<Pool, BadRequest> {
     if backends.iter().all(|backend| backend.weight == 0) {
         return Ok(Pool {
@@ -193,7 +191,7 @@ fn pool(
         weight: backend.weight,
     };
     let arranged: Vec<_> = backends.iter().map(to_arrange).collect();
-    match arrange(mode, layout, &arranged) {
+    match arrange(&arranged) {
         Arranged::Fits(arrangement) => Ok(Pool {
             family,
             backends,
@@ -207,6 +205,31 @@ fn pool(
                 backends[at].weight,
             ),
         )),
+    }
+}
+
+/// Arranges backends into chains.
+type Arrange<'a> = &'a mut dyn FnMut(&[schedule::Backend]) -> Arranged;
+
+/// Arranges backends into chains. In turn equal weights make equal chains, so that
+/// for balancers with the same weights they are computed once (`benches/sets.py`).
+#[derive(Default)]
+pub(super) struct Arranger(HashMap<(Layout, Vec<u32>), Arranged>);
+
+impl Arranger {
+    pub fn arrange(
+        &mut self,
+        (mode, layout): (Mode, Layout),
+        backends: &[schedule::Backend],
+    ) -> Arranged {
+        if mode == Mode::Random {
+            return arrange(mode, layout, backends);
+        }
+        let weights = backends.iter().map(|backend| backend.weight).collect();
+        let known = self.0.entry((layout, weights));
+        known
+            .or_insert_with(|| arrange(mode, layout, backends))
+            .clone()
     }
 }
 

@@ -281,7 +281,7 @@ enum PersistForm {
 /// parser, schema and error messages cannot disagree.
 macro_rules! words {
     ($(#[$outer:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, JsonSchema)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, JsonSchema)]
         $(#[$outer])*
         pub enum $name {
             $($(#[$inner])* #[serde(rename = $word)] $variant),+

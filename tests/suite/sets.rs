@@ -183,7 +183,7 @@ fn assert_few_programs(host: &Fake, outcome: &Outcome) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: std::env::var("CASES").map_or(300, |cases| cases.parse().unwrap()), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: std::env::var("CASES").map_or(150, |cases| cases.parse().unwrap()), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_set_converges_in_one_run_and_the_first_claim_wins(one in sets(), two in sets(), clutter in clutter()) {

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
+use memchr::memchr3;
 
 use super::render::{ESTABLISHED, UNTOUCHED};
 use super::{Connection, ConnectionState, Matches, RejectWith, Rule, Target};
@@ -36,16 +37,21 @@ impl<'a> Iterator for Words<'a> {
     type Item = Cow<'a, str>;
 
     fn next(&mut self) -> Option<Cow<'a, str>> {
-        let is_blank = |byte: u8| byte == b' ' || byte == b'\t';
-        let start = self.rest.bytes().position(|byte| !is_blank(byte))?;
-        let text = &self.rest[start..];
-        let end = text.bytes().position(is_blank).unwrap_or(text.len());
-        let (word, rest) = text.split_at(end);
-        if word.bytes().any(|byte| byte == b'"') {
-            return Some(self.unquoted(text).into());
+        let text = self.rest.trim_start_matches([' ', '\t']);
+        // One pass over the word: half of a dump's time is spent here.
+        let end = memchr3(b' ', b'\t', b'"', text.as_bytes());
+        match end.map(|end| text.split_at(end)) {
+            None if text.is_empty() => None,
+            None => {
+                self.rest = "";
+                Some(text.into())
+            }
+            Some((_, rest)) if rest.starts_with('"') => Some(self.unquoted(text).into()),
+            Some((word, rest)) => {
+                self.rest = rest;
+                Some(word.into())
+            }
         }
-        self.rest = rest;
-        Some(word.into())
     }
 }
 

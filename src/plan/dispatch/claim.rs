@@ -41,18 +41,17 @@ impl Claim {
     }
 
     /// The part of a dimension that the claim takes, as ascending ranges.
-    pub fn extent(&self, dimension: Dimension, family: Family) -> Vec<Block> {
+    pub fn extent(&self, dimension: Dimension, family: Family) -> impl Iterator<Item = Block> {
         let of_network = |network: Option<IpNet>| {
-            vec![network.map_or(Block::all(dimension, family), Block::of_network)]
+            Some(network.map_or(Block::all(dimension, family), Block::of_network))
         };
-        match dimension {
-            Dimension::Port => {
-                let ranges = self.ports.all_ranges().iter();
-                ranges.map(|range| Block::of_ports(*range)).collect()
-            }
-            Dimension::Destination => of_network(self.destination),
-            Dimension::Source => of_network(self.source),
-        }
+        let (ports, network) = match dimension {
+            Dimension::Port => (self.ports.all_ranges(), None),
+            Dimension::Destination => (&[][..], of_network(self.destination)),
+            Dimension::Source => (&[][..], of_network(self.source)),
+        };
+        let ports = ports.iter().map(|range| Block::of_ports(*range));
+        ports.chain(network)
     }
 }
 

@@ -309,14 +309,18 @@ impl Builder<'_> {
         scope.with(dimension, hull.map_or(block, Block::hull))
     }
 
-    fn parts(&self, claim: usize, dimension: Dimension, block: Block) -> Vec<Block> {
+    fn parts(
+        &self,
+        claim: usize,
+        dimension: Dimension,
+        block: Block,
+    ) -> impl Iterator<Item = Block> {
         let extent = self.claims[claim].extent(dimension, self.tree.family);
-        let cut = |part: &Block| Block {
+        let cut = move |part: Block| Block {
             first: part.first.max(block.first),
             last: part.last.min(block.last),
         };
-        let parts = extent.iter().filter(|part| part.meets(block));
-        parts.map(cut).collect()
+        extent.filter(move |part| part.meets(block)).map(cut)
     }
 
     /// The rules of a chain: the claims of its whole block and its branches.
@@ -329,8 +333,8 @@ impl Builder<'_> {
     ) -> Vec<Step> {
         let block = scope.block(dimension);
         let takes_all = |at: &usize| {
-            let parts = self.parts(*at, dimension, block);
-            parts.iter().any(|part| part.holds(block))
+            let mut parts = self.parts(*at, dimension, block);
+            parts.any(|part| part.holds(block))
         };
         let (covering, partial): (Vec<usize>, Vec<usize>) =
             members.iter().copied().partition(takes_all);
@@ -348,7 +352,7 @@ impl Builder<'_> {
         }
         let mut branches: Vec<Step> = Vec::new();
         let in_quarter = |quarter: Block| {
-            let meets = |at: &usize| !self.parts(*at, dimension, quarter).is_empty();
+            let meets = |at: &usize| self.parts(*at, dimension, quarter).next().is_some();
             let members = placed.below.iter().copied().filter(meets);
             (scope.with(dimension, quarter), members.collect())
         };
@@ -391,9 +395,11 @@ impl Builder<'_> {
         partial: Vec<usize>,
     ) -> (Vec<usize>, Vec<usize>) {
         let is_wide = |at: &usize| {
-            let parts = self.parts(*at, dimension, block);
             let mut quarters = block.quarters().into_iter();
-            quarters.any(|quarter| parts.iter().any(|part| part.holds(quarter)))
+            quarters.any(|quarter| {
+                let mut parts = self.parts(*at, dimension, block);
+                parts.any(|part| part.holds(quarter))
+            })
         };
         let (wide, narrow): (Vec<usize>, Vec<usize>) = partial.iter().copied().partition(is_wide);
         if covering.len() + wide.len() > LIST || block.depth() < 2 {

@@ -52,7 +52,7 @@ impl Builder<'_> {
         let claim = &self.claims[at];
         let family = self.tree.family;
         let network = |dimension| {
-            let claimed = *claim.extent(dimension, family).first()?;
+            let claimed = claim.extent(dimension, family).next()?;
             let part = part.block(dimension);
             let block = if claimed.holds(part) { part } else { claimed };
             let narrower = (block != known.block(dimension)).then_some(block);

@@ -274,7 +274,7 @@ fn packets(claims: &[Claim]) -> Vec<Packet> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn the_first_claim_gets_the_connection(claims in claims(false)) {
