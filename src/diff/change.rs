@@ -27,20 +27,20 @@ pub struct Change {
 pub enum Action {
     /// Creates one of our chains, empty.
     CreateChain,
-    /// A rule goes to the end of a chain.
+    /// Appends a rule to a chain.
     Append(SavedRule),
-    /// A rule goes in before the one at that place.
+    /// Inserts a rule before the one with that number.
     Insert(u32, SavedRule),
-    /// In one of our chains a rule takes another's place.
+    /// Replaces a rule in an owned chain.
     Replace {
-        /// Its place.
+        /// The number of the rule.
         at: u32,
         /// The rule that is replaced.
         before: Box<SavedRule>,
         /// The new rule.
         rule: SavedRule,
     },
-    /// In one of our chains a rule goes.
+    /// Deletes a rule from an owned chain.
     DeleteAt(u32, SavedRule),
     /// Deletes, in a chain that is not ours, the first rule with this text.
     DeleteFirst(SavedRule),

@@ -114,10 +114,10 @@ fn as_planned(owned: &OwnedTable, part: &TablePlan) -> bool {
     part.chains.iter().all(is_right)
 }
 
-/// The chains that are to be there, by name.
+/// The planned chains, by name.
 type Chains = BTreeMap<String, Vec<SavedRule>>;
 
-/// By chain, which rule that is there is which that is to be.
+/// For each chain, pairs of the index of an observed rule and that of a planned one.
 type Matched = BTreeMap<String, Vec<(usize, usize)>>;
 
 fn planned_chains(part: &TablePlan) -> Chains {

@@ -96,10 +96,10 @@ impl<'a> Page<'a> {
     }
 }
 
-/// Some lines, and which of them are the rules of which chain.
+/// A part of the file: its lines, and the rules of each chain among them.
 #[derive(Default)]
 struct Section<'a> {
-    /// Empty where one was taken out.
+    /// A deleted line is empty.
     lines: Vec<Line<'a>>,
     /// The declarations of new chains.
     created: Vec<Vec<u8>>,
@@ -110,9 +110,9 @@ struct Section<'a> {
 
 /// A rule of a chain.
 enum Entry {
-    /// It has this line of the file.
+    /// A rule of the file, by the index of its line.
     Old(usize),
-    /// It has none yet.
+    /// A new rule.
     New(Vec<u8>),
 }
 

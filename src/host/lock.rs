@@ -1,5 +1,5 @@
-//! One run at a time: an exclusive lock around the last look, the write and
-//! the look after it. xtables' own lock only covers each single program.
+//! One run at a time: an exclusive lock around the last observation, the write and
+//! the verification. xtables' own lock only covers each single program.
 
 use std::env;
 use std::fs::{File, OpenOptions};

@@ -178,7 +178,7 @@ fn mode(value: &Option<Value>) -> Result<Mode, BadRequest> {
 }
 
 impl Balancer {
-    /// The families that something other than a backend is of.
+    /// The families of `destination`, `source` and `snat_address`.
     fn families_named(&self) -> BTreeSet<Family> {
         let destinations = match &self.destination {
             Destination::Networks(networks) => networks.as_slice(),

@@ -62,7 +62,7 @@ pub struct Request {
     pub warnings: Vec<String>,
 }
 
-/// A request of which so much is read as one must know to find the host's rules.
+/// A request with only the fields that are needed to read the host's rules.
 /// The rest is still to be checked, which may take long: of ten thousand
 /// backends, or when names have to be looked up.
 #[derive(Clone, Debug)]
@@ -335,7 +335,7 @@ impl Request {
 /// Reads a boolean that a front end has of its own, such as `check`.
 ///
 /// # Errors
-/// When it is none, in words that name it.
+/// An error that names it, if the value is no boolean.
 pub fn flag(name: &str, value: &Value) -> Result<bool, BadRequest> {
     boolean(&Field::new(name, value))
 }

@@ -152,7 +152,7 @@ fn take_slot<'a>(slots: &mut Vec<Slot<'a>>, index: usize, rule: &'a SavedRule) {
     }
 }
 
-/// Each rule that comes by the place of the next that was there. At the top of
+/// Inserts each new rule by the number of the old rule that follows it. At the top of
 /// the chain each goes above the last, elsewhere each just above that next one.
 fn upwards(slots: &[Slot]) -> Vec<Action> {
     let was_there = |place: &Slot| !matches!(place, Slot::Comes(_));

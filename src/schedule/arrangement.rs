@@ -92,7 +92,7 @@ pub enum To {
 /// The result of an arrangement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Arranged {
-    /// This.
+    /// An arrangement within the limits.
     Fits(Arrangement),
     /// In turn it would take more rules than [`rules_max`], or turns than
     /// `--every` can count.

@@ -122,12 +122,12 @@ fn the_examples_do_what_they_say_and_then_nothing() {
     for release in releases() {
         let namespace = Namespace::new("a");
         for name in ["nth.yml", "random.yml"] {
-            let foretold = play_example(&namespace, &release, name, &["--check", "--diff"]);
-            assert_eq!(foretold.recap("changed"), 1);
+            let predicted = play_example(&namespace, &release, name, &["--check", "--diff"]);
+            assert_eq!(predicted.recap("changed"), 1);
             assert!(
-                foretold.text.contains("+-A PREROUTING"),
+                predicted.text.contains("+-A PREROUTING"),
                 "{}",
-                foretold.text
+                predicted.text
             );
             let untouched = namespace.run(&["iptables-save", "-t", "nat"]);
             assert!(
@@ -181,12 +181,12 @@ fn the_gateway_in_one_task() {
         let etc = gateway.etc.as_ref().unwrap();
         let rules = etc.join("iptables/iptables.rules");
         let play = |more: &[&str]| play_example(gateway, &release, "gateway.yml", more);
-        let foretold = play(&["--check", "--diff"]);
-        assert_eq!(foretold.recap("changed"), 1, "{}", foretold.text);
+        let predicted = play(&["--check", "--diff"]);
+        assert_eq!(predicted.recap("changed"), 1, "{}", predicted.text);
         assert!(
-            foretold.text.contains("+net.ipv4.ip_forward = 1"),
+            predicted.text.contains("+net.ipv4.ip_forward = 1"),
             "{}",
-            foretold.text
+            predicted.text
         );
         assert!(!rules.exists());
         assert_eq!(play(&[]).recap("changed"), 1);
@@ -384,9 +384,9 @@ fn the_module_protocol() {
         "name": "W", "destination_port": 80, "backends": ["10.9.0.1"], "_ansible_check_mode": true, "_ansible_diff": true,
         "_ansible_no_log": false, "_ansible_version": "2.99.0", "_ansible_something_new": {"a": [1]}, "_ansible_tmpdir": null,
     });
-    let foretold = answer(arguments.to_string().as_bytes());
+    let predicted = answer(arguments.to_string().as_bytes());
     assert_eq!(
-        (&foretold["changed"], foretold["diff"]["before"].as_str()),
+        (&predicted["changed"], predicted["diff"]["before"].as_str()),
         (&json!(true), Some(""))
     );
     assert!(
@@ -398,7 +398,7 @@ fn the_module_protocol() {
     let done = answer(arguments.to_string().as_bytes());
     assert_eq!(
         (&done["changes"], done.get("diff")),
-        (&foretold["changes"], None)
+        (&predicted["changes"], None)
     );
     for (text, expected) in [
         (&b"not json"[..], "the arguments are not JSON"),

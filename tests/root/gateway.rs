@@ -35,13 +35,13 @@ fn balancer(variant: &str, more: &Value) -> Value {
     request
 }
 
-/// Applies, sees that a second run is silent and that a check foretold it.
+/// Applies, sees that a second run is silent and that a check predicted it.
 pub fn settle(gateway: &Namespace, request: &Value) -> Value {
     let mut check = request.clone();
     check["check"] = json!(true);
-    let foretold = gateway.apply(&check);
+    let predicted = gateway.apply(&check);
     let done = gateway.apply(request);
-    assert_eq!(done["changes"], foretold["changes"], "{request}");
+    assert_eq!(done["changes"], predicted["changes"], "{request}");
     let again = gateway.apply(request);
     assert_eq!(again["changed"], json!(false), "{again}");
     done
@@ -296,7 +296,7 @@ fn an_empty_pool_refuses_drops_or_passes() {
                     "{variant} {kind} {target} {took:?}"
                 );
             }
-            // Who sends UDP here is told by the very call that sends.
+            // A local sender of UDP gets the error from the call that sends.
             let (answer, took) = timed_from(gateway, "10.8.0.1:5308");
             assert!(
                 ["ConnectionRefusedError", "PermissionError"].contains(&answer.as_str()),
@@ -311,7 +311,7 @@ fn an_empty_pool_refuses_drops_or_passes() {
             }
 
             settle(gateway, &empty("drop", &json!({})));
-            // What this host sends to itself was never balanced.
+            // Connections of this host to itself are not balanced.
             for itself in ["127.0.0.1:5308", "[::1]:5308", "10.8.0.1:5308"] {
                 let answer = ask(gateway, kind, itself, &[])[0].clone();
                 assert!(

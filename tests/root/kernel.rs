@@ -171,10 +171,10 @@ fn all_pairs(variant: &str) {
             let context = format!("{variant}: from {from} to {to}");
             namespace.apply(absent);
             namespace.apply(from);
-            let foretold = namespace.ask(&with(to, "check", json!(true)));
+            let predicted = namespace.ask(&with(to, "check", json!(true)));
             let done = namespace.apply(&with(to, "diff", json!(true)));
-            assert_eq!(done["changes"], foretold["changes"], "{context}");
-            assert_eq!(done["distribution"], foretold["distribution"], "{context}");
+            assert_eq!(done["changes"], predicted["changes"], "{context}");
+            assert_eq!(done["distribution"], predicted["distribution"], "{context}");
             let dump = namespace.dump(variant);
             assert_eq!(&ours(&dump), expected, "{context}");
             assert_eq!(foreign(&dump), foreign(&untouched), "{context}");
@@ -194,7 +194,7 @@ fn all_pairs(variant: &str) {
 
 /// Predicted rules are spelled as the dump spells them; only DCCP is written by
 /// number. Foreign chains keep their order.
-fn assert_spelled_as_saved(foretold: &Value, found: &Value, context: &str) {
+fn assert_spelled_as_saved(predicted: &Value, found: &Value, context: &str) {
     let sorted = |text: &Value| {
         let mut lines: Vec<_> = text
             .as_str()
@@ -206,7 +206,7 @@ fn assert_spelled_as_saved(foretold: &Value, found: &Value, context: &str) {
         lines.sort_unstable();
         lines
     };
-    assert_eq!(sorted(foretold), sorted(found), "{context}");
+    assert_eq!(sorted(predicted), sorted(found), "{context}");
 }
 
 fn with(request: &Value, name: &str, value: Value) -> Value {

@@ -205,7 +205,7 @@ fn killed(variant: &str) {
             start.elapsed() < Duration::from_secs(2),
             "it did not end at once"
         );
-        // What it started ends by itself.
+        // Its child processes end by themselves.
         while !sh(&["ip", "netns", "pids", &gateway.name]).is_empty() {
             thread::sleep(Duration::from_millis(5));
         }

@@ -219,11 +219,11 @@ proptest! {
         prop_assert_eq!(run(&host, &first, RunMode::Apply).failure, None);
         let others = foreign(&host.dump());
 
-        let foretold = run(&host, &second, RunMode::Check);
+        let predicted = run(&host, &second, RunMode::Check);
         let done = run(&host, &second, RunMode::Apply);
         prop_assert_eq!(done.failure, None);
-        prop_assert_eq!(&foretold.steps.changes, &done.steps.changes);
-        prop_assert_eq!(&foretold.steps.effects, &done.steps.effects);
+        prop_assert_eq!(&predicted.steps.changes, &done.steps.changes);
+        prop_assert_eq!(&predicted.steps.effects, &done.steps.effects);
         prop_assert_eq!(&foreign(&host.dump()), &others);
 
         let restores = *host.restores.lock().unwrap();
@@ -252,7 +252,7 @@ proptest! {
                 (chains, leads.len())
             }).collect::<Vec<_>>()
         };
-        prop_assert_eq!(texts(&foretold.after), texts(&again.before));
+        prop_assert_eq!(texts(&predicted.after), texts(&again.before));
         if second["state"] == "absent" {
             prop_assert!(!host.dump().contains(" W\n") && !host.dump().contains(":W "), "{}", host.dump());
         }
