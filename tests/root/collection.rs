@@ -489,10 +489,7 @@ fn the_named_directory_is_that_of_the_host_and_taken_as_it_is() {
         let more = ["-e", "ansible_python_interpreter=/usr/bin/python3"];
         succeeds(&host, &release, "root", &tasks, &more);
         assert_eq!(host.shell(&format!("ls {KEPT} | wc -l")), "1\n");
-        assert_eq!(
-            host.shell(&format!("ls \"/srv/it's \\$HOME ü\" | wc -l")),
-            "1\n"
-        );
+        assert_eq!(host.shell("ls \"/srv/it's \\$HOME ü\" | wc -l"), "1\n");
     }
 }
 
