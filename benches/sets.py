@@ -206,9 +206,9 @@ PLAYBOOK = """- hosts: localhost
     - ansible.builtin.iptables:
         table: nat
         chain: "{{ item.chain }}"
-        protocol: tcp
+        protocol: "{{ 'tcp' if item.jump is defined else omit }}"
         destination_port: "{{ item.port | default(omit) }}"
-        jump: "{{ item.jump }}"
+        jump: "{{ item.jump | default(omit) }}"
         to_destination: "{{ item.to | default(omit) }}"
         chain_management: true
       loop: "{{ rules }}"
@@ -220,6 +220,7 @@ def loop():
     listed = balancers(10, 10)
     rules = []
     for one in listed:
+        rules.append({"chain": one["name"]})
         rules += [{"chain": one["name"], "jump": "DNAT", "to": backend} for backend in one["backends"]]
         rules.append({"chain": "PREROUTING", "port": str(one["destination_port"]), "jump": one["name"]})
     with tempfile.TemporaryDirectory() as work:
@@ -227,7 +228,7 @@ def loop():
             file.write(PLAYBOOK)
         with open(f"{work}/rules.json", "w", encoding="ascii") as file:
             json.dump({"rules": rules}, file)
-        command = ["ansible-playbook", "-i", "localhost,", "-e", f"@{work}/rules.json", f"{work}/play.yml"]
+        command = ["ansible-playbook", "-i", "localhost,", "-e", f"@{work}/rules.json", "-e", f"ansible_python_interpreter={sys.executable}", f"{work}/play.yml"]
         first, again = once(command), once(command)
     print(f"10 services: {first:.1f} s, again {again:.1f} s; 500 services, extrapolated: {first * 50:.0f} s, again {again * 50:.0f} s")
 

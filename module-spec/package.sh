@@ -22,15 +22,18 @@ say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 tools=$PWD/target/package-tools
 export PATH=$tools/bin:$PATH:/usr/sbin:/sbin
 
-# install_packages PACKAGE...: by apt as root; otherwise the line to type.
-install_packages() {
-  if ((EUID != 0)); then
-    echo "Some packages are missing. As root, type: apt-get install $*" >&2
-    exit 1
+# has_library RUSTC TRIPLE: true if the compiler has the standard library for it.
+has_library() { [[ -n $("$1" --print target-libdir --target "$2" 2>/dev/null | xargs -I{} find {} -name 'libstd-*.rlib' 2>/dev/null) ]]; }
+
+# compiler TRIPLE: prints a compiler that can build for it: the usual one, with a library of rustup if need be, or Debian's.
+compiler() {
+  if has_library rustc "$1" || { rustup target add "$1" >/dev/null 2>&1 && has_library rustc "$1"; }; then
+    command -v rustc
+  elif has_library /usr/bin/rustc "$1"; then
+    echo /usr/bin/rustc
+  else
+    return 1
   fi
-  say "Installing $*"
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null
 }
 
 declare -A package=(
@@ -41,9 +44,30 @@ for program in "${!package[@]}"; do
   command -v "$program" >/dev/null || missing+=("${package[$program]}")
 done
 python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
-command -v cargo >/dev/null || missing+=(cargo-web rustc-web libstd-rust-web-dev)
-((${#missing[@]} == 0)) || install_packages "${missing[@]}"
-# Debian's compiler of the web browsers is in the place of a missing cargo.
+command -v cargo >/dev/null || missing+=(cargo-web)
+# Debian's compiler of the web browsers is in the place of a missing one, and of a missing library. Both have one version.
+declare -A debian=([x86_64]=amd64 [aarch64]=arm64)
+release=$(dpkg-query -W -f '=${Version}' rustc-web 2>/dev/null || true)
+add_architecture=
+for arch in "${architectures[@]}"; do
+  compiler "$arch-unknown-linux-gnu" >/dev/null && continue
+  library=libstd-rust-web-dev
+  if [[ $arch != "$(uname -m)" ]]; then
+    library+=:${debian[$arch]}
+    dpkg --print-foreign-architectures | grep -qx "${debian[$arch]}" || add_architecture="dpkg --add-architecture ${debian[$arch]}"
+  fi
+  missing+=("rustc-web$release" "$library$release")
+done
+if ((${#missing[@]})); then
+  if ((EUID != 0)); then
+    echo "Some packages are missing. As root, type: ${add_architecture:+$add_architecture && }apt-get update && apt-get install ${missing[*]}" >&2
+    exit 1
+  fi
+  say "Installing ${missing[*]}"
+  $add_architecture
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "${missing[@]}" >/dev/null
+fi
 [[ -x $tools/bin/cargo-zigbuild ]] || {
   say "Installing cargo-zigbuild and zig into target/package-tools"
   python3 -m venv "$tools"
@@ -51,7 +75,7 @@ command -v cargo >/dev/null || missing+=(cargo-web rustc-web libstd-rust-web-dev
 }
 for tool in cargo-deb@3.8.0 cargo-generate-rpm@0.21.1; do
   cargo install --list | grep -qxF "${tool/@/ v}:" || [[ -x $tools/bin/${tool%@*} ]] || {
-    say "Installing $tool into target/package-tools"
+    say "Compiling $tool into target/package-tools, which takes some minutes"
     cargo install --quiet --locked --root "$tools" "$tool"
   }
 done
@@ -68,27 +92,6 @@ metadata() {
 }
 version=$(metadata '["packages"][0]["version"]')
 target=$(metadata '["target_directory"]')
-
-# has_library RUSTC TRIPLE: true if the compiler has the standard library for it.
-has_library() { [[ -n $("$1" --print target-libdir --target "$2" 2>/dev/null | xargs -I{} find {} -name 'libstd-*.rlib' 2>/dev/null) ]]; }
-
-# compiler TRIPLE: prints the path of a compiler for it: the usual one, with a library of rustup, else Debian's.
-compiler() {
-  local triple=$1 debian=/usr/bin/rustc architecture=arm64 release
-  if has_library rustc "$triple" || { rustup target add "$triple" >/dev/null 2>&1 && has_library rustc "$triple"; }; then
-    command -v rustc
-    return
-  fi
-  [[ $triple == aarch64-* ]] || architecture=amd64
-  has_library $debian "$triple" || {
-    say "rustup has no library for $triple here; Debian's does it"
-    ((EUID != 0)) || dpkg --add-architecture $architecture
-    dpkg -s rustc-web >/dev/null 2>&1 || install_packages rustc-web >&2
-    release=$(dpkg-query -W -f '${Version}' rustc-web)
-    install_packages "libstd-rust-web-dev:$architecture=$release" >&2
-  }
-  echo $debian
-}
 
 program_of() { echo "$target/$1-unknown-linux-gnu/release/iptables_balance"; }
 
@@ -122,7 +125,7 @@ stage_for_all() {
   done
   ln -s ../../../../sbin/iptables_balance "$stage/module"
   maintainer=$(metadata '["packages"][0]["metadata"]["deb"]["maintainer"]')
-  printf 'iptables-balance (%s) unstable; urgency=medium\n\n  * The changes are in CHANGELOG.md.gz.\n\n -- %s  %s\n' \
+  printf 'iptables-balance (%s) unstable; urgency=medium\n\n  * The changes are in CHANGELOG.md.\n\n -- %s  %s\n' \
     "$version" "$maintainer" "$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$stage/changelog.gz"
   # The examples call the module and the program as the deb and the rpm install them.
   cp -r examples "$stage/examples"
@@ -144,7 +147,7 @@ tarball() {
 
 # The program is stripped already, and apt's own compression is good enough.
 deb() {
-  cargo deb --quiet --no-build --no-strip --locked --target "$1-unknown-linux-gnu" --output "$out/"
+  cargo deb --quiet --no-build --no-strip --locked --target "$1-unknown-linux-gnu" --output "$out/" >/dev/null
 }
 
 rpm_package() {

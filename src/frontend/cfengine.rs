@@ -4,7 +4,8 @@
 //! Each request is one line of JSON and an empty line, and each gets exactly
 //! one reply of the same form. The agent waits without a limit, takes a second
 //! line for the answer to the next promise, and crashes on an unknown log
-//! level. No state passes from one promise to the next.
+//! level. Nothing of a promise passes to the next; dumps may, see
+//! `run::Session`.
 //!
 //! The agent reports as a bug of the module: an info message when only a
 //! warning was promised, `repaired` without an info message, `not_kept` or

@@ -457,9 +457,8 @@ fn read_all(host: &System, name: &Name, saves: Vec<Save>) -> Vec<Result<Ruleset>
     let failed: Vec<usize> = errors.iter().map(|(at, _)| *at).collect();
     let complete = |((at, reading), query): ((usize, Reading), Query)| {
         let ruleset = reading.reader.finish()?;
-        if let (Some(dumps), Some(generation)) = (&host.dumps, reading.generation)
-            && !failed.contains(&at)
-        {
+        let dumps = host.dumps.as_ref().filter(|_| !failed.contains(&at));
+        if let (Some(dumps), Some(generation)) = (dumps, reading.generation) {
             dumps.keep(query, generation, reading.text);
         }
         Ok(ruleset)

@@ -202,24 +202,19 @@ impl Balancer {
                 networks.retain(is_used);
             }
         };
-        if let Destination::Networks(networks) = &mut self.destination
-            && inherited.destination
-        {
-            keep(networks);
+        match &mut self.destination {
+            Destination::Networks(networks) if inherited.destination => keep(networks),
+            _ => {}
         }
         if inherited.source {
             keep(&mut self.sources);
         }
-        if let Some(masquerade) = &mut self.gateway.masquerade
-            && inherited.snat_address
-            && masquerade
-                .addresses
-                .keys()
-                .any(|family| used.contains(family))
-        {
-            masquerade
-                .addresses
-                .retain(|family, _| used.contains(family));
+        let masquerade = self.gateway.masquerade.as_mut();
+        if let Some(masquerade) = masquerade.filter(|_| inherited.snat_address) {
+            let addresses = &mut masquerade.addresses;
+            if addresses.keys().any(|family| used.contains(family)) {
+                addresses.retain(|family, _| used.contains(family));
+            }
         }
     }
 
