@@ -20,6 +20,8 @@ missing=()
 for program in "${!package[@]}"; do
   command -v "$program" >/dev/null || missing+=("${package[$program]}")
 done
+# Debian's compiler of the web browsers is new enough, the usual one of Debian 12 is not.
+[[ -n ${IPTABLES_BALANCE:-} ]] || command -v cargo >/dev/null || missing+=(cargo-web rustc-web)
 if ((${#missing[@]})); then
   if ((EUID == 0)); then
     say "Installing ${missing[*]}"
@@ -32,10 +34,6 @@ if ((${#missing[@]})); then
 fi
 
 if [[ -z ${IPTABLES_BALANCE:-} ]]; then
-  if ! command -v cargo >/dev/null; then
-    echo "cargo is missing, 1.85 or newer. Install it with rustup (package rustup, then: rustup default stable)" >&2
-    exit 1
-  fi
   say "Building"
   IPTABLES_BALANCE=$(examples/build.sh)
 fi

@@ -137,9 +137,11 @@ stage_for_all() {
 tarball() {
   local name=iptables_balance-$version-$1
   local tree=$stage/tar-$1/$name
-  mkdir -p "$tree"/{ansible,cfengine}
+  mkdir -p "$tree"/{ansible,cfengine,module-spec}
   install -m 755 "$(program_of "$1")" "$tree/"
-  cp -r module-spec/man module-spec/completions module-spec/systemd README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE "$tree/"
+  cp -r module-spec/man module-spec/completions module-spec/systemd examples "$tree/"
+  cp README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE "$tree/"
+  cp module-spec/*.md module-spec/*.json "$tree/module-spec/"
   cp module-spec/ansible/iptables_balance.yml "$tree/ansible/"
   cp module-spec/cfengine/enable.cf "$tree/cfengine/"
   archive "$out/$name.tar.gz" "$stage/tar-$1"
