@@ -141,7 +141,7 @@ tarball() {
   install -m 755 "$(program_of "$1")" "$tree/"
   cp -r module-spec/man module-spec/completions module-spec/systemd examples "$tree/"
   cp README.md CHANGELOG.md SECURITY.md LICENSE-MIT LICENSE-APACHE "$tree/"
-  cp module-spec/*.md module-spec/*.json "$tree/module-spec/"
+  cp module-spec/[A-Z]*.md module-spec/*.json "$tree/module-spec/"
   cp module-spec/ansible/iptables_balance.yml "$tree/ansible/"
   cp module-spec/cfengine/enable.cf "$tree/cfengine/"
   archive "$out/$name.tar.gz" "$stage/tar-$1"

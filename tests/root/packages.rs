@@ -131,7 +131,7 @@ fn the_deb_installs_upgrades_works_and_goes() {
             .success()
     );
     copy.shell("apt-get install -y /tmp/new.deb && apt-get purge -y iptables-balance");
-    let left = copy.shell("find /etc /lib /usr /var -xdev -name 'iptables[_-]balance*'");
+    let left = copy.shell("find /etc /lib /usr /var/lib -xdev -name 'iptables[_-]balance*'");
     assert_eq!(
         left, "/etc/iptables_balance\n",
         "the user's own directory stays"
