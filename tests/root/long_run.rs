@@ -23,6 +23,35 @@ impl Dice {
         if self.once_in(12) {
             return json!({"name": "W", "variant": variant, "state": "absent"});
         }
+        if self.once_in(3) {
+            return self.set(variant);
+        }
+        self.balancer(variant)
+    }
+
+    /// A set of balancers that differ at least in a port.
+    fn set(&mut self, variant: &str) -> Value {
+        let count = *self.pick(&[1, 2, 5, 12]);
+        let mut balancers = Vec::new();
+        for number in 0..count {
+            let mut balancer = self.balancer(variant);
+            let attributes = balancer.as_object_mut().unwrap();
+            attributes.retain(|name, _| !["variant", "jump"].contains(&name.as_str()));
+            balancer["name"] = json!(format!("b{}", self.throw(40) * 12 + number));
+            balancer["destination_port"] = match self.throw(3) {
+                0 => json!(1000 + number),
+                1 => json!([
+                    2000 + number * 7,
+                    format!("{}:{}", 3000 + number, 4000 + number)
+                ]),
+                _ => json!(format!("{}:{}", self.throw(900), 1000 + number)),
+            };
+            balancers.push(balancer);
+        }
+        json!({"name": "W", "variant": variant, "jump": self.pick(&["append", "insert"]), "balancers": balancers})
+    }
+
+    fn balancer(&mut self, variant: &str) -> Value {
         let mut backends = Vec::new();
         for network in ["10.9.0.", "fd09::"] {
             let count = *self.pick(&[0, 1, 2, 4, 9, 30]);
