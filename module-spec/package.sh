@@ -59,6 +59,7 @@ for arch in "${architectures[@]}"; do
   missing+=("rustc-web$release" "$library$release")
 done
 if ((${#missing[@]})); then
+  mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
   if ((EUID != 0)); then
     echo "Some packages are missing. As root, type: ${add_architecture:+$add_architecture && }apt-get update && apt-get install ${missing[*]}" >&2
     exit 1
@@ -74,7 +75,7 @@ fi
   "$tools/bin/pip" --quiet --disable-pip-version-check install cargo-zigbuild==0.24.1 ziglang==0.17.1
 }
 for tool in cargo-deb@3.8.0 cargo-generate-rpm@0.21.1; do
-  cargo install --list | grep -qxF "${tool/@/ v}:" || [[ -x $tools/bin/${tool%@*} ]] || {
+  [[ $("${tool%@*}" --version 2>/dev/null) == "${tool/@/ }" ]] || {
     say "Compiling $tool into target/package-tools, which takes some minutes"
     cargo install --quiet --locked --root "$tools" "$tool"
   }
