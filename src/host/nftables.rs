@@ -1,7 +1,6 @@
 //! The tables of nftables, and if one holds a rule. It saves a process for a
 //! family that is not in use, and finds rules of iptables-nft on a host that
-//! uses legacy. And the number of changes so far, which tells if a dump is still
-//! true.
+//! uses legacy. The generation of the rules tells if a dump is still true.
 //!
 //! The numbers are those of `linux/netfilter/nf_tables.h`.
 

@@ -163,21 +163,28 @@ fn the_examples_do_what_they_say_and_then_nothing() {
     }
 }
 
+/// Four servers that also say who asks, behind a gateway that forwards nothing.
+fn closed_gateway() -> Lab {
+    let mut lab = Lab::new();
+    let servers = (1..=4).map(|n| format!("10.9.0.{n}:5308"));
+    let servers: Vec<String> = servers.collect();
+    let mut arguments = vec!["--peer"];
+    arguments.extend(servers.iter().map(String::as_str));
+    lab.servers.serve("tcp", &arguments);
+    lab.gateway.forward(false);
+    let closed = "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n";
+    lab.gateway.restore("iptables-restore", closed);
+    lab
+}
+
 /// From a gateway that lets nothing through to one that balances.
 #[test]
 fn the_gateway_in_one_task() {
     for release in releases() {
-        let mut lab = Lab::new();
-        let servers = (1..=4).map(|n| format!("10.9.0.{n}:5308"));
-        let servers: Vec<String> = servers.collect();
-        let mut arguments = vec!["--peer"];
-        arguments.extend(servers.iter().map(String::as_str));
-        lab.servers.serve("tcp", &arguments);
+        let mut lab = closed_gateway();
         lab.gateway = lab.gateway.with_etc_of_its_own();
         let gateway = &lab.gateway;
         gateway.add_units();
-        gateway.forward(false);
-        gateway.restore("iptables-restore", "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n");
         let etc = gateway.etc.as_ref().unwrap();
         let rules = etc.join("iptables/iptables.rules");
         let play = |more: &[&str]| play_example(gateway, &release, "gateway.yml", more);
@@ -207,15 +214,8 @@ fn the_gateway_in_one_task() {
 #[test]
 fn the_services_of_a_gateway_in_one_task() {
     for release in releases() {
-        let mut lab = Lab::new();
-        let servers = (1..=4).map(|n| format!("10.9.0.{n}:5308"));
-        let servers: Vec<String> = servers.collect();
-        let mut arguments = vec!["--peer"];
-        arguments.extend(servers.iter().map(String::as_str));
-        lab.servers.serve("tcp", &arguments);
+        let lab = closed_gateway();
         let gateway = &lab.gateway;
-        gateway.forward(false);
-        gateway.restore("iptables-restore", "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n");
         let play = |more: &[&str]| play_example(gateway, &release, "edge.yml", more);
         let predicted = play(&["--check", "--diff"]);
         assert_eq!(predicted.recap("changed"), 1, "{}", predicted.text);

@@ -166,9 +166,10 @@ class ActionModule(ActionBase):
         display.vv("sending %s to the host" % program)
         try:
             with open(program, "rb") as file:
-                return self._shell(INSTALL, file.read())
+                content = file.read()
         except IOError as error:
             raise Refusal("cannot read the program of this collection: %s" % to_text(error))
+        return self._shell(INSTALL, content)
 
     def _shell(self, script, stdin=None):
         """Runs a script on the host; returns its answer.
