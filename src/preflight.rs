@@ -9,7 +9,9 @@ use ipnet::IpNet;
 use crate::effects::sysctl;
 use crate::host::{Facts, Host, Questions};
 use crate::netfilter::{self, Family, Protocol};
-use crate::request::{Backend, Balancer, Destination, Request, WhenEmpty, listed};
+use crate::request::{
+    Backend, Balancer, Destination, HashKey, Mode, Pool, Request, WhenEmpty, listed,
+};
 
 /// The facts of the host that the request depends on.
 #[must_use]
@@ -127,7 +129,65 @@ fn check_balancer(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, Str
     }
     warnings.extend(check_ssh(balancer, facts)?);
     warnings.extend(untracked(balancer, facts));
+    if balancer.mode == Mode::Hash {
+        warnings.extend(tied_to_this_gateway(balancer));
+        warnings.extend(all_of_one_client(balancer));
+    }
     Ok(warnings)
+}
+
+/// The warning that another gateway cannot take connections over.
+fn tied_to_this_gateway(balancer: &Balancer) -> Option<String> {
+    balancer.gateway.masquerade.as_ref().map(|_| {
+        "masquerade: connections whose source address is rewritten end with this gateway, also if another one has the \
+         same rules; to have them go on there, leave it out, and let the backends' routes lead through the gateways"
+            .to_owned()
+    })
+}
+
+/// Warnings about connections that all count as one client's, so that one
+/// backend gets them all.
+fn all_of_one_client(balancer: &Balancer) -> Vec<String> {
+    let has_choice = |pool: &&Pool| {
+        let with_weight = pool.backends.iter().filter(|backend| backend.weight > 0);
+        with_weight.count() > 1
+    };
+    let mut pools = balancer.pools.iter().filter(has_choice);
+    if balancer.hashing.key == HashKey::Connection {
+        return Vec::new();
+    }
+    let way_out = "one backend gets all of them; `hash_key: connection` spreads them";
+    let mut warnings = Vec::new();
+    if balancer.gateway.local_traffic && pools.clone().next().is_some() {
+        warnings.push(format!(
+            "local_traffic: this host's connections come from one address, so {way_out}"
+        ));
+    }
+    if let Some(pool) = pools.find(|pool| is_one_client(balancer, pool.family)) {
+        warnings.push(format!(
+            "source: all {} connections come from one client, of whose address {} bits count, so {way_out}",
+            pool.family.title(),
+            balancer.hashing.prefix(pool.family)
+        ));
+    }
+    warnings
+}
+
+/// Returns true if all sources of the family agree in the bits that count.
+fn is_one_client(balancer: &Balancer, family: Family) -> bool {
+    let prefix = balancer.hashing.prefix(family);
+    let of_family = |source: &&IpNet| Family::of(source.addr()) == family;
+    let client = |source: &IpNet| match source.prefix_len() >= prefix {
+        true => IpNet::new(source.addr(), prefix)
+            .ok()
+            .map(|client| client.trunc()),
+        false => None,
+    };
+    let mut clients = balancer.sources.iter().filter(of_family).map(client);
+    match clients.next() {
+        Some(Some(first)) => clients.all(|client| client == Some(first)),
+        Some(None) | None => false,
+    }
 }
 
 /// The warning about a protocol that the kernel does not track: without a

@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::backend::{BackendEntry, backends};
 use super::coerce::{BadRequest, Mistakes, choice};
 use super::gateway::{Gateway, gateway};
-use super::pool::{Arranger, Pool, pools};
+use super::hash::{Hashing, hashing};
+use super::pool::{Arranger, Arranging, Method, Pool, pools};
 use super::traffic::{destination, interface, networks, ports as ports_of};
 use super::unchecked::RequestAttributes;
 use super::{DesiredState, Disconnect, Jump, Layout, Lookup, Mode, given, word};
@@ -22,8 +23,10 @@ pub struct Balancer {
     pub name: Option<String>,
     /// Its chain: the name of the request, in a set followed by `/` and its own.
     pub chain: String,
-    /// In turn or by chance.
+    /// In turn, by chance or by a hash.
     pub mode: Mode,
+    /// The hash that decides, if one does.
+    pub hashing: Hashing,
     /// The families that have backends, in order.
     pub pools: Vec<Pool>,
     /// The transport protocol.
@@ -74,6 +77,9 @@ impl Draft {
         let backends = given("backends", &attributes.backends).map(|place| backends(&place));
         let backends = mistakes.take(backends.transpose());
         let mode = mistakes.take(mode(&attributes.mode));
+        // Beside a wrong word only their values can be wrong.
+        let hashing = hashing(attributes, mode.unwrap_or(Mode::Hash));
+        let hashing = mistakes.take(hashing).unwrap_or_default();
         let protocol = word("protocol", &attributes.protocol, &Protocol::WORDS);
         let protocol = mistakes.take(protocol).unwrap_or_default();
         let ports = given("destination_port", &attributes.destination_port);
@@ -98,6 +104,7 @@ impl Draft {
             name: None,
             chain: String::new(),
             mode: mode.unwrap_or_default(),
+            hashing,
             protocol,
             destination: destination.unwrap_or(Destination::Any),
             sources: sources.unwrap_or_default(),
@@ -133,10 +140,13 @@ impl Draft {
     ) -> Result<Balancer, BadRequest> {
         let mut balancer = self.balancer;
         let named = balancer.families_named();
-        let how = (balancer.mode, self.layout);
-        balancer.pools = pools(&self.listed, &named, lookup, &mut |backends| {
-            arranger.arrange(how, backends)
-        })?;
+        let method = Method {
+            mode: balancer.mode,
+            layout: self.layout,
+            hashing: balancer.hashing,
+        };
+        let arranging = Arranging { method, arranger };
+        balancer.pools = pools(&self.listed, &named, lookup, arranging)?;
         balancer.keep_used(inherited);
         balancer.check_networks()?;
         balancer.check_snat()?;
@@ -165,15 +175,16 @@ fn mode(value: &Option<Value>) -> Result<Mode, BadRequest> {
                 "round robin, with weights, is `nth`"
             }
             "chance" | "probability" | "rand" => "that is `random`",
-            "source" | "sourcehash" | "iphash" | "sticky" | "hash" | "consistent" => {
-                "a client is not kept with a backend; the nearest is `random`"
+            "source" | "sourcehash" | "sourceip" | "iphash" | "sticky" | "persistent"
+            | "consistent" | "consistenthash" | "maglev" | "mh" | "sh" | "ringhash" => {
+                "the same backend for the same client is `hash`"
             }
             "leastconn" | "leastconnections" | "lc" | "wlc" | "leastrequest" => {
                 "iptables does not count a backend's connections; the nearest is `nth`"
             }
             _ => return bad,
         };
-        place.refuse(format_args!("is not one of: nth, random; {hint}"))
+        place.refuse(format_args!("is not one of: nth, random, hash; {hint}"))
     })
 }
 

@@ -6,6 +6,7 @@ mod balancer;
 mod claims;
 mod coerce;
 mod gateway;
+mod hash;
 pub mod json;
 mod pool;
 mod set;
@@ -30,13 +31,14 @@ pub use coerce::BadRequest;
 use coerce::{Field, Mistakes, Path, boolean, choice, integer, text};
 use gateway::persist;
 pub use gateway::{Gateway, Masquerading, Persist};
+pub use hash::Hashing;
 use pool::Arranger;
 pub use pool::Pool;
 use set::SetDraft;
 use shape::{misshapen, names_of, shaped};
 use unchecked::RequestAttributes;
 pub use unchecked::{
-    DesiredState, Disconnect, Jump, Layout, Masquerade, Mode, VariantChoice, WhenEmpty,
+    DesiredState, Disconnect, HashKey, Jump, Layout, Masquerade, Mode, VariantChoice, WhenEmpty,
 };
 
 /// The largest weight: 2^31 - 1.

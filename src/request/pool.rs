@@ -7,6 +7,7 @@ use std::slice;
 
 use super::backend::{Backend, BackendEntry, Host, unusable};
 use super::coerce::BadRequest;
+use super::hash::Hashing;
 use super::{Layout, Lookup, Mode, WEIGHT_MAX};
 use crate::netfilter::{Endpoint, Family};
 use crate::schedule::{self, Arranged, Arrangement};
@@ -37,7 +38,7 @@ pub(super) fn pools(
     listed: &[BackendEntry],
     named: &BTreeSet<Family>,
     lookup: Lookup,
-    arrange: Arrange,
+    mut arranging: Arranging,
 ) -> Result<Vec<Pool>, BadRequest> {
     let found = addresses(listed, named, lookup)?;
     let mut pools = Vec::new();
@@ -45,7 +46,7 @@ pub(super) fn pools(
         let (places, backends) = of_family(family, listed, &found)?;
         let is_empty = listed.is_empty() && (named.is_empty() || named.contains(&family));
         if !backends.is_empty() || is_empty {
-            pools.push(pool(family, &places, backends, arrange)?);
+            pools.push(pool(family, &places, backends, &mut arranging)?);
         }
     }
     Ok(pools)
@@ -177,7 +178,7 @@ fn pool(
     family: Family,
     places: &[usize],
     backends: Vec<Backend>,
-    arrange: Arrange,
+    arranging: &mut Arranging,
 ) -> Result<Pool, BadRequest> {
     if backends.iter().all(|backend| backend.weight == 0) {
         return Ok(Pool {
@@ -191,7 +192,7 @@ fn pool(
         weight: backend.weight,
     };
     let arranged: Vec<_> = backends.iter().map(to_arrange).collect();
-    match arrange(&arranged) {
+    match arranging.arrange(family, &arranged) {
         Arranged::Fits(arrangement) => Ok(Pool {
             family,
             backends,
@@ -201,50 +202,77 @@ fn pool(
         Arranged::TooSmall(at) => Err(BadRequest::new(
             format!("backends[{}].weight", places[at]),
             format!(
-                "`{}` is too small beside the others: the kernel's chances are whole numbers of 2^-31; take less unequal weights",
+                "`{}` is too small beside the others: the kernel's {}; take less unequal weights",
                 backends[at].weight,
+                match arranging.method.mode {
+                    Mode::Nth | Mode::Random => "chances are whole numbers of 2^-31",
+                    Mode::Hash => "hashes are whole numbers of 2^-32",
+                },
             ),
         )),
     }
 }
 
-/// Arranges backends into chains.
-type Arrange<'a> = &'a mut dyn FnMut(&[schedule::Backend]) -> Arranged;
+/// How backends are arranged into chains.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Method {
+    pub mode: Mode,
+    pub layout: Layout,
+    pub hashing: Hashing,
+}
 
-/// Arranges backends into chains. In turn equal weights make equal chains, so that
+/// The arrangement of the pools of one balancer.
+pub(super) struct Arranging<'a> {
+    pub method: Method,
+    pub arranger: &'a mut Arranger,
+}
+
+/// Arrangements that were computed before. In turn equal weights make equal chains, so that
 /// for balancers with the same weights they are computed once (`benches/sets.py`).
 #[derive(Default)]
 pub(super) struct Arranger(HashMap<(Layout, Vec<u32>), Arranged>);
 
-impl Arranger {
-    pub fn arrange(
-        &mut self,
-        (mode, layout): (Mode, Layout),
-        backends: &[schedule::Backend],
-    ) -> Arranged {
-        if mode == Mode::Random {
-            return arrange(mode, layout, backends);
+impl Arranging<'_> {
+    fn arrange(&mut self, family: Family, backends: &[schedule::Backend]) -> Arranged {
+        let Method {
+            mode,
+            layout,
+            hashing,
+        } = self.method;
+        match mode {
+            Mode::Nth => {
+                let weights = backends.iter().map(|backend| backend.weight).collect();
+                let known = self.arranger.0.entry((layout, weights));
+                let in_turn = || {
+                    let flat = || schedule::flat_in_turn(backends);
+                    laid_out(layout, flat, || schedule::tree_in_turn(backends))
+                };
+                known.or_insert_with(in_turn).clone()
+            }
+            Mode::Random => {
+                let flat = || schedule::flat_by_chance(backends);
+                laid_out(layout, flat, || schedule::tree_by_chance(backends))
+            }
+            Mode::Hash => {
+                let choice = hashing.choice(family);
+                let flat = || schedule::flat_by_hash(backends, choice);
+                laid_out(layout, flat, || schedule::tree_by_hash(backends, choice))
+            }
         }
-        let weights = backends.iter().map(|backend| backend.weight).collect();
-        let known = self.0.entry((layout, weights));
-        known
-            .or_insert_with(|| arrange(mode, layout, backends))
-            .clone()
     }
 }
 
 /// The requested arrangement. With [`Layout::Auto`] it is the one in which a
 /// connection visits the fewest rules, and one chain if they are equal.
-fn arrange(mode: Mode, layout: Layout, backends: &[schedule::Backend]) -> Arranged {
-    type Arrange = fn(&[schedule::Backend]) -> Arranged;
-    let (flat, tree): (Arrange, Arrange) = match mode {
-        Mode::Nth => (schedule::flat_in_turn, schedule::tree_in_turn),
-        Mode::Random => (schedule::flat_by_chance, schedule::tree_by_chance),
-    };
+fn laid_out(
+    layout: Layout,
+    flat: impl FnOnce() -> Arranged,
+    tree: impl FnOnce() -> Arranged,
+) -> Arranged {
     match layout {
-        Layout::Flat => flat(backends),
-        Layout::Tree => tree(backends),
-        Layout::Auto => flat(backends).or_shorter(|| tree(backends)),
+        Layout::Flat => flat(),
+        Layout::Tree => tree(),
+        Layout::Auto => flat().or_shorter(tree),
     }
 }
 

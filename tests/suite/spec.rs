@@ -63,6 +63,12 @@ fn examples_are_valid_requests() {
     for (request, valid) in [
         (json!({"name": "W", "mode": "fair"}), false),
         (json!({"name": "W", "nme": 1}), false),
+        (json!({"name": "W", "hash_prefix": {"ipv4": 33}}), false),
+        (json!({"name": "W", "hash_prefix": {"ipv5": 3}}), false),
+        (
+            json!({"name": "W", "mode": "hash", "hash_key": "connection", "hash_prefix": {"ipv4": 24}, "hash_seed": 7}),
+            true,
+        ),
         (json!({"destination_port": 80}), false),
         (
             json!({"name": "W", "backends": [{"address": "192.0.2.1", "wieght": 1}]}),
@@ -90,10 +96,13 @@ pub struct Attribute {
 }
 
 /// In the order in which they are declared, which is the order of the contract.
-pub const ORDER: [&str; 23] = [
+pub const ORDER: [&str; 26] = [
     "name",
     "state",
     "mode",
+    "hash_key",
+    "hash_prefix",
+    "hash_seed",
     "backends",
     "balancers",
     "protocol",
@@ -136,7 +145,8 @@ fn attribute(schema: &Value, name: &str, property: &Value) -> Attribute {
         "destination_port" | "destination" | "source" | "snat_address" => ("list", Some("str")),
         "local_traffic" | "forward" | "ip_forward" => ("bool", None),
         "persist" => ("raw", None),
-        "wait" | "port" | "weight" => ("int", None),
+        "hash_prefix" => ("dict", None),
+        "hash_seed" | "wait" | "port" | "weight" => ("int", None),
         _ => ("str", None),
     };
     let strings = |value: &Value| {

@@ -216,7 +216,7 @@ fn every_error_names_the_attribute_the_item_and_the_way_out() {
         ),
         (
             json!({"mode": true}),
-            "mode: `true` is not one of: nth, random",
+            "mode: `true` is not one of: nth, random, hash",
         ),
         (
             json!({"destination_port": null}),
@@ -394,7 +394,7 @@ fn no_string_of_a_request_becomes_a_rule_an_option_or_a_line() {
 fn the_attributes_are_those_of_the_contract() {
     let mut names = super::names_of::<RequestAttributes>();
     names.sort_unstable();
-    let contract = "backends balancers chain destination destination_port disconnect forward in_interface ip_forward jump layout \
+    let contract = "backends balancers chain destination destination_port disconnect forward hash_key hash_prefix hash_seed in_interface ip_forward jump layout \
          local_traffic masquerade mode name out_interface persist protocol snat_address source state variant wait when_empty";
     assert_eq!(names, contract.split_whitespace().collect::<Vec<_>>());
 }
@@ -427,17 +427,17 @@ fn familiar_words_of_other_programs_lead_to_the_way_out() {
         refused(
             json!({"mode": word}),
             &format!(
-                "mode: `{word}` is not one of: nth, random; round robin, with weights, is `nth`"
+                "mode: `{word}` is not one of: nth, random, hash; round robin, with weights, is `nth`"
             ),
         );
     }
     refused(
         json!({"mode": "source"}),
-        "mode: `source` is not one of: nth, random; a client is not kept with a backend; the nearest is `random`",
+        "mode: `source` is not one of: nth, random, hash; the same backend for the same client is `hash`",
     );
     refused(
         json!({"mode": "least_conn"}),
-        "mode: `least_conn` is not one of: nth, random; iptables does not count a backend's connections; the nearest is `nth`",
+        "mode: `least_conn` is not one of: nth, random, hash; iptables does not count a backend's connections; the nearest is `nth`",
     );
     refused(
         json!({"backends": ["http://192.0.2.1"]}),
@@ -476,7 +476,7 @@ fn several_mistakes_are_named_at_once_up_to_five() {
         ),
         "prot: there is no such attribute; the nearest is `protocol`; \
          backends[0].address: `192.0.2.300` is neither an IP address nor a hostname; \
-         backends[1].weight: `-1` is not between 0 and 2147483647; mode: `fair` is not one of: nth, random; \
+         backends[1].weight: `-1` is not between 0 and 2147483647; mode: `fair` is not one of: nth, random, hash; \
          destination_port[1]: `0` is not between 1 and 65535; and 1 more"
     );
     assert_eq!(

@@ -124,7 +124,7 @@ fn a_wrong_default_is_named_once() {
     refused(
         &json!({"mode": "fair"}),
         &json!([web(), dns()]),
-        "mode: `fair` is not one of: nth, random",
+        "mode: `fair` is not one of: nth, random, hash",
     );
     refused(
         &json!({"disconnect": "maybe", "layout": "round"}),
@@ -221,6 +221,6 @@ fn absent_checks_the_balancers_too() {
     refused(
         &json!({"state": "absent"}),
         &json!([{"name": "web", "mode": "fair"}]),
-        "balancers[0].mode: `fair` is not one of: nth, random",
+        "balancers[0].mode: `fair` is not one of: nth, random, hash",
     );
 }
