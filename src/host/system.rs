@@ -533,9 +533,8 @@ const NO_BPF: &str = "`mode: hash` needs iptables and a kernel with `-m bpf` (li
                       `mode: random` shares out too, but keeps no client with its backend";
 
 /// Returns true if iptables complains that it, or the kernel, does not know `-m bpf`.
-/// 1.8.9 says of its own library "Couldn't load match `bpf'", and of the kernel
-/// "Extension bpf revision 0 not supported, missing kernel module?".
 fn lacks_bpf(stderr: &str) -> bool {
+    // The first is about the library of iptables, the second about the kernel (1.8.9).
     ["match `bpf'", "Extension bpf revision"]
         .iter()
         .any(|words| stderr.contains(words))

@@ -176,7 +176,7 @@ fn mode(value: &Option<Value>) -> Result<Mode, BadRequest> {
             }
             "chance" | "probability" | "rand" => "that is `random`",
             "source" | "sourcehash" | "sourceip" | "iphash" | "sticky" | "persistent"
-            | "consistent" | "consistenthash" | "maglev" | "mh" | "sh" | "ringhash" => {
+            | "consistent" | "consistenthash" | "maglev" | "mh" | "ringhash" => {
                 "the same backend for the same client is `hash`"
             }
             "leastconn" | "leastconnections" | "lc" | "wlc" | "leastrequest" => {

@@ -213,7 +213,7 @@ fn pool(
     }
 }
 
-/// How backends are arranged into chains.
+/// The way to arrange backends into chains.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Method {
     pub mode: Mode,

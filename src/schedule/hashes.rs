@@ -17,11 +17,9 @@
 //! has all decisions on the way to its backend that are not yet made by the rules
 //! before it, as several matches. In a tree large groups have a chain of their own.
 
-use super::arrangement::{
-    Arranged, Backend, MAIN, To, TreeBuilder, by_hash, first_difference, group_number, id,
-    last_group, sum,
-};
+use super::arrangement::{Arranged, Backend, MAIN, To, TreeBuilder, sum};
 use super::chances::Pool;
+use super::digits::{by_hash, first_difference, group_number, id, last_group};
 use crate::netfilter::bpf::{HashMatch, Hasher};
 
 /// The hashes that a balancer decides by.

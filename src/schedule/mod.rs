@@ -7,6 +7,7 @@
 
 mod arrangement;
 mod chances;
+mod digits;
 mod hashes;
 mod turns;
 

@@ -28,6 +28,7 @@ mod effects;
 mod faults;
 mod fronts;
 mod gateway;
+mod ha;
 mod hash;
 mod host;
 mod jumps;

@@ -132,7 +132,7 @@ impl Chains {
         Self(chains)
     }
 
-    /// Where a packet goes.
+    /// The target that a packet reaches.
     pub fn decide(&self, chain: &str, packet: &[u8]) -> &str {
         let matching = |(programs, _): &&(Vec<Program>, String)| {
             programs.iter().all(|program| program.run(packet) != 0)
