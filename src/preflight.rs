@@ -394,6 +394,73 @@ mod tests {
         assert!(error.contains(why), "{error}");
     }
 
+    fn hash_warnings(more: &Value) -> Vec<String> {
+        let mut request = json!({"mode": "hash", "backends": "192.0.2.1, 192.0.2.2"});
+        let attributes = request.as_object_mut().unwrap();
+        attributes.extend(more.as_object().unwrap().clone());
+        checked(&request).unwrap()
+    }
+
+    #[test]
+    fn connections_that_end_with_their_gateway_are_warned_of() {
+        let warnings = hash_warnings(&json!({"masquerade": true}));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].starts_with("masquerade: connections whose source"));
+        let by_chance = json!({"mode": "random", "masquerade": true});
+        assert_eq!(hash_warnings(&by_chance), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_crowd_that_counts_as_one_client_is_warned_of() {
+        for (more, warned) in [
+            (json!({}), false),
+            (json!({"source": "198.51.100.7"}), true),
+            (
+                json!({"source": "198.51.100.7", "hash_key": "connection"}),
+                false,
+            ),
+            (
+                json!({"source": "198.51.100.7", "backends": "192.0.2.1, 192.0.2.2 weight=0"}),
+                false,
+            ),
+            (json!({"source": "198.51.100.7, 198.51.100.8"}), false),
+            (json!({"source": "198.51.100.0/24"}), false),
+            (
+                json!({"source": "198.51.100.0/24", "hash_prefix": {"ipv4": 24}}),
+                true,
+            ),
+            (
+                json!({"source": "198.51.100.7, 198.51.100.8", "hash_prefix": {"ipv4": 24}}),
+                true,
+            ),
+            (
+                json!({"source": "198.51.100.7, 198.51.0.0/16", "hash_prefix": {"ipv4": 24}}),
+                false,
+            ),
+            (
+                json!({"source": "2001:db8::/64", "backends": "2001:db8:1::1, 2001:db8:1::2"}),
+                true,
+            ),
+            (
+                json!({"source": "2001:db8::/63", "backends": "2001:db8:1::1, 2001:db8:1::2"}),
+                false,
+            ),
+            (json!({"local_traffic": true}), true),
+            (
+                json!({"local_traffic": true, "hash_key": "connection"}),
+                false,
+            ),
+        ] {
+            let warnings = hash_warnings(&more);
+            assert_eq!(warnings.len(), usize::from(warned), "{more}: {warnings:?}");
+            assert!(
+                warnings
+                    .iter()
+                    .all(|text| text.contains("`hash_key: connection`"))
+            );
+        }
+    }
+
     #[test]
     fn mostly_little_has_to_be_known() {
         let asked = |more: Value| {

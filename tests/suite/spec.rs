@@ -400,6 +400,7 @@ fn examples(module: &str) -> String {
     let tasks = [
         "nth.yml",
         "random.yml",
+        "hash.yml",
         "gateway.yml",
         "edge.yml",
         "absent.yml",

@@ -219,6 +219,25 @@ fn every_error_names_the_attribute_the_item_and_the_way_out() {
             "mode: `true` is not one of: nth, random, hash",
         ),
         (
+            json!({"hash_seed": 7}),
+            "hash_seed: is for `mode: hash`, and the mode is `nth`; say `mode: hash`, or leave it out",
+        ),
+        (
+            json!({"mode": "random", "hash_key": "source", "hash_prefix": {"ipv4": 24}}),
+            "hash_key: is for `mode: hash`, and the mode is `random`; say `mode: hash`, or leave it out; \
+             hash_prefix: is for `mode: hash`, and the mode is `random`; say `mode: hash`, or leave it out",
+        ),
+        (
+            json!({"mode": "hash", "hash_key": "port", "hash_seed": -1, "hash_prefix": {"ipv4": 0, "ipv6": 129, "ipv5": 1}}),
+            "hash_key: `port` is not one of: source, connection; hash_seed: `-1` is not between 0 and 4294967295; \
+             hash_prefix.ipv4: `0` is not between 1 and 32; hash_prefix.ipv5: is neither `ipv4` nor `ipv6`; \
+             hash_prefix.ipv6: `129` is not between 1 and 128",
+        ),
+        (
+            json!({"mode": "hash", "hash_prefix": 24}),
+            "hash_prefix: `24` is not {ipv4: 1 to 32, ipv6: 1 to 128}",
+        ),
+        (
             json!({"destination_port": null}),
             "destination_port: is missing; it says what is balanced, and \"0:65535\" is every port",
         ),
@@ -397,6 +416,46 @@ fn the_attributes_are_those_of_the_contract() {
     let contract = "backends balancers chain destination destination_port disconnect forward hash_key hash_prefix hash_seed in_interface ip_forward jump layout \
          local_traffic masquerade mode name out_interface persist protocol snat_address source state variant wait when_empty";
     assert_eq!(names, contract.split_whitespace().collect::<Vec<_>>());
+}
+
+/// Ansible and CFEngine hand over numbers as strings, and CFEngine an object as text.
+#[test]
+fn the_hash_of_a_client_comes_in_many_spellings() {
+    let hashing = |more: Value| {
+        let mut object =
+            json!({"name": "W", "destination_port": 80, "backends": "192.0.2.1", "mode": "hash"});
+        let attributes = object.as_object_mut().unwrap();
+        attributes.extend(more.as_object().unwrap().clone());
+        let request = Request::from_json(attributes.clone()).unwrap();
+        request.balancers()[0].hashing
+    };
+    let given = hashing(json!({}));
+    assert_eq!(
+        (
+            given.key,
+            given.seed,
+            given.prefix(Family::Ipv4),
+            given.prefix(Family::Ipv6)
+        ),
+        (HashKey::Source, 0, 32, 64)
+    );
+    let given = hashing(
+        json!({"hash_key": "connection", "hash_seed": "4294967295", "hash_prefix": "{\"ipv4\": \"24\"}"}),
+    );
+    assert_eq!(
+        (
+            given.key,
+            given.seed,
+            given.prefix(Family::Ipv4),
+            given.prefix(Family::Ipv6)
+        ),
+        (HashKey::Connection, u32::MAX, 24, 64)
+    );
+    let given = hashing(json!({"hash_prefix": {"ipv4": null, "ipv6": 48}}));
+    assert_eq!(
+        (given.prefix(Family::Ipv4), given.prefix(Family::Ipv6)),
+        (32, 48)
+    );
 }
 
 /// The words of other programs lead to ours.
