@@ -324,6 +324,21 @@ EXAMPLES = r"""
         - {address: "fd09::1", weight: 2}
         - {address: "fd09::2", weight: 1}
 
+  - name: Balance the web ports of this host's own addresses
+    iptables_balance.gateway.balancer:
+      name: WEB
+      mode: hash
+      hash_prefix: {ipv4: 24, ipv6: 56}
+      destination: local
+      destination_port: [80, 443]
+      backends:
+        - {address: 10.9.0.1, weight: 30}
+        - {address: 10.9.0.2, weight: 30}
+        - {address: 10.9.0.3, weight: 30}
+        - {address: 10.9.0.4, weight: 10}
+        - {address: "fd09::1", weight: 2}
+        - {address: "fd09::2", weight: 1}
+
   - name: Balance port 5308
     iptables_balance.gateway.balancer:
       name: CFENGINE
