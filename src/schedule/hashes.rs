@@ -15,7 +15,7 @@
 //!
 //! The layout has no influence on the choice. In one chain a rule
 //! has all decisions on the way to its backend that are not yet made by the rules
-//! before it, as several matches. In a tree large groups have a chain of their own.
+//! before it, as several matches. In a tree each group has a chain of its own.
 
 use super::arrangement::{Arranged, Backend, MAIN, To, TreeBuilder, sum};
 use super::chances::Pool;
@@ -34,31 +34,26 @@ pub struct Choice {
 /// A threshold is a whole number of 2^-32.
 const BITS: u32 = 32;
 
-/// The largest group without a chain of its own in a tree.
-///
-/// A chain costs about as much as three rules (`benches/flows.py`).
-const SMALL: usize = 4;
-
 /// One chain.
 #[must_use]
 pub fn flat_by_hash(backends: &[Backend], choice: Choice) -> Arranged {
-    arrange(backends, choice, usize::MAX)
+    arrange(backends, choice, Chains::One)
 }
 
 /// A tree of chains.
 #[must_use]
 pub fn tree_by_hash(backends: &[Backend], choice: Choice) -> Arranged {
-    arrange(backends, choice, SMALL)
+    arrange(backends, choice, Chains::OfEachGroup)
 }
 
-fn arrange(backends: &[Backend], choice: Choice, small: usize) -> Arranged {
+fn arrange(backends: &[Backend], choice: Choice, chains: Chains) -> Arranged {
     let places = by_hash(backends);
     let pool = Pool::all(sum(&places, backends), BITS);
     let mut layout = Layout {
         builder: TreeBuilder::new(),
         backends,
         choice,
-        small,
+        chains,
     };
     let group = Group {
         places,
@@ -67,6 +62,16 @@ fn arrange(backends: &[Backend], choice: Choice, small: usize) -> Arranged {
     };
     layout.lay_out(MAIN, &[], group);
     layout.builder.independent()
+}
+
+/// The groups that have a chain of their own.
+///
+/// In a tree it is every group: decisions that stand in several rules are programs
+/// of their own, which a new flow seldom finds in the cache (`benches/hash.py flows`).
+#[derive(Clone, Copy)]
+enum Chains {
+    One,
+    OfEachGroup,
 }
 
 /// Backends that agree in the digits before `digit`, sorted by hash.
@@ -80,7 +85,7 @@ struct Layout<'a> {
     builder: TreeBuilder,
     backends: &'a [Backend],
     choice: Choice,
-    small: usize,
+    chains: Chains,
 }
 
 impl Layout<'_> {
@@ -89,9 +94,9 @@ impl Layout<'_> {
         while let Some(Part { group, decision }) = self.part(&mut group) {
             let mut hashes = conditions.to_vec();
             hashes.push(decision);
-            match group.places.len() <= self.small {
-                true => self.lay_out(chain, &hashes, group),
-                false => {
+            match (self.chains, &group.places[..]) {
+                (Chains::One, _) | (_, [_]) => self.lay_out(chain, &hashes, group),
+                (Chains::OfEachGroup, _) => {
                     let hash = self.backends[group.places[0]].hash;
                     let next = self.builder.chain(id(hash, group.digit - 1));
                     self.builder.add_hashed(chain, hashes, To::Chain(next));
