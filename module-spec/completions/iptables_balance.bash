@@ -25,8 +25,14 @@ _iptables_balance() {
             iptables_balance,help)
                 cmd="iptables_balance__subcmd__help"
                 ;;
+            iptables_balance,hold)
+                cmd="iptables_balance__subcmd__hold"
+                ;;
             iptables_balance,plan)
                 cmd="iptables_balance__subcmd__plan"
+                ;;
+            iptables_balance,release)
+                cmd="iptables_balance__subcmd__release"
                 ;;
             iptables_balance,schema)
                 cmd="iptables_balance__subcmd__schema"
@@ -40,8 +46,14 @@ _iptables_balance() {
             iptables_balance__subcmd__help,help)
                 cmd="iptables_balance__subcmd__help__subcmd__help"
                 ;;
+            iptables_balance__subcmd__help,hold)
+                cmd="iptables_balance__subcmd__help__subcmd__hold"
+                ;;
             iptables_balance__subcmd__help,plan)
                 cmd="iptables_balance__subcmd__help__subcmd__plan"
+                ;;
+            iptables_balance__subcmd__help,release)
+                cmd="iptables_balance__subcmd__help__subcmd__release"
                 ;;
             iptables_balance__subcmd__help,schema)
                 cmd="iptables_balance__subcmd__help__subcmd__schema"
@@ -53,7 +65,7 @@ _iptables_balance() {
 
     case "${cmd}" in
         iptables_balance)
-            opts="-h -V --help --version plan apply check schema help"
+            opts="-h -V --help --version plan apply check hold release schema help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -95,7 +107,7 @@ _iptables_balance() {
             return 0
             ;;
         iptables_balance__subcmd__help)
-            opts="plan apply check schema help"
+            opts="plan apply check hold release schema help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -150,7 +162,35 @@ _iptables_balance() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        iptables_balance__subcmd__help__subcmd__hold)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         iptables_balance__subcmd__help__subcmd__plan)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        iptables_balance__subcmd__help__subcmd__release)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -178,6 +218,36 @@ _iptables_balance() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        iptables_balance__subcmd__hold)
+            opts="-h --balancer --request --for --reason --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --balancer)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --request)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --for)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --reason)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         iptables_balance__subcmd__plan)
             opts="-h --current --family --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -191,6 +261,28 @@ _iptables_balance() {
                     ;;
                 --family)
                     COMPREPLY=($(compgen -W "ipv4 ipv6" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        iptables_balance__subcmd__release)
+            opts="-h --balancer --request --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --balancer)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --request)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 *)

@@ -101,8 +101,8 @@ pub fn xtables_held(wait: Duration) -> String {
     )
 }
 
-/// The file that a variable names, as `XTABLES_LOCKFILE` does for iptables.
-fn named_by(variable: &str, default: &str) -> PathBuf {
+/// The path that a variable names, as `XTABLES_LOCKFILE` does for iptables.
+pub(super) fn named_by(variable: &str, default: &str) -> PathBuf {
     let named = env::var_os(variable).filter(|name| !name.is_empty());
     named.map_or_else(|| PathBuf::from(default), PathBuf::from)
 }

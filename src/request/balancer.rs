@@ -8,11 +8,14 @@ use serde_json::Value;
 use super::backend::{BackendEntry, backends};
 use super::coerce::{BadRequest, Mistakes, choice};
 use super::gateway::{Gateway, gateway};
+use super::health::{Health, check_ports, health};
 use super::pool::{Arranger, Pool, pools};
+use super::service::Known;
 use super::traffic::{destination, interface, networks, ports as ports_of};
 use super::unchecked::RequestAttributes;
 use super::{DesiredState, Disconnect, Jump, Layout, Lookup, Mode, given, word};
 use crate::netfilter::{self, Family, Ports, Protocol};
+use crate::schedule;
 
 /// A balancer that can be built: the networks and addresses named are of the
 /// families in use.
@@ -24,8 +27,12 @@ pub struct Balancer {
     pub chain: String,
     /// In turn or by chance.
     pub mode: Mode,
+    /// One chain or a tree of chains.
+    pub layout: Layout,
     /// The families that have backends, in order.
     pub pools: Vec<Pool>,
+    /// The health checks of the backends.
+    pub health: Option<Health>,
     /// The transport protocol.
     pub protocol: Protocol,
     /// The ports that are balanced.
@@ -60,7 +67,6 @@ pub enum Destination {
 pub(super) struct Draft {
     pub balancer: Balancer,
     pub listed: Vec<BackendEntry>,
-    pub layout: Layout,
 }
 
 impl Draft {
@@ -83,6 +89,10 @@ impl Draft {
         let in_interface = mistakes.take(interface("in_interface", &attributes.in_interface));
         let jump = mistakes.take(word("jump", &attributes.jump, Jump::WORDS));
         let gateway = mistakes.take(gateway(attributes));
+        let health = mistakes.take(health(attributes));
+        if let (Some(Some(health)), Some(Some(listed))) = (&health, &backends) {
+            mistakes.take(check_ports(health, listed));
+        }
         if state == DesiredState::Absent {
             return mistakes.or(Some(None));
         }
@@ -98,6 +108,8 @@ impl Draft {
             name: None,
             chain: String::new(),
             mode: mode.unwrap_or_default(),
+            layout: Layout::default(),
+            health: health.flatten(),
             protocol,
             destination: destination.unwrap_or(Destination::Any),
             sources: sources.unwrap_or_default(),
@@ -109,13 +121,7 @@ impl Draft {
             disconnect: Disconnect::default(),
         });
         let listed = backends.flatten().unwrap_or_default();
-        mistakes.or(balancer.map(|balancer| {
-            Some(Self {
-                balancer,
-                listed,
-                layout: Layout::default(),
-            })
-        }))
+        mistakes.or(balancer.map(|balancer| Some(Self { balancer, listed })))
     }
 
     /// Returns true if a backend is a name that must be looked up.
@@ -133,7 +139,7 @@ impl Draft {
     ) -> Result<Balancer, BadRequest> {
         let mut balancer = self.balancer;
         let named = balancer.families_named();
-        let how = (balancer.mode, self.layout);
+        let how = (balancer.mode, balancer.layout);
         balancer.pools = pools(&self.listed, &named, lookup, &mut |backends| {
             arranger.arrange(how, backends)
         })?;
@@ -215,6 +221,28 @@ impl Balancer {
             if addresses.keys().any(|family| used.contains(family)) {
                 addresses.retain(|family, _| used.contains(family));
             }
+        }
+    }
+
+    /// Decides which backends are in service; returns true where that needs other
+    /// weights, see [`Pool::decide`].
+    pub(super) fn decide(&mut self, known: &Known, arranger: &mut Arranger) -> bool {
+        let how = (self.mode, self.layout);
+        let threshold = self.health.as_ref().map(|health| health.panic_threshold);
+        let mut is_changed = false;
+        for pool in &mut self.pools {
+            let mut arrange = |backends: &[schedule::Backend]| arranger.arrange(how, backends);
+            is_changed |= pool.decide(known, threshold, &mut arrange);
+        }
+        is_changed
+    }
+
+    /// A warning with the name of the balancer, if it is of a set.
+    #[must_use]
+    pub fn worded(&self, warning: &str) -> String {
+        match &self.name {
+            None => warning.to_owned(),
+            Some(name) => format!("balancer `{name}`: {warning}"),
         }
     }
 

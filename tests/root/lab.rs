@@ -109,6 +109,8 @@ impl Namespace {
             "IPTABLES_BALANCE_LOCKFILE",
             self.scratch().join("balance.lock"),
         );
+        command.env("IPTABLES_BALANCE_STATE_DIR", self.scratch().join("state"));
+        command.env("IPTABLES_BALANCE_RUNTIME_DIR", self.scratch().join("run"));
         command
     }
 
