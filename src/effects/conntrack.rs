@@ -87,6 +87,7 @@ pub struct Leaving {
 
 impl Leaving {
     /// The backends of one family that have one of these places.
+    #[must_use]
     pub fn new(request: &Request, family: Family, places: &[Service]) -> Self {
         let pools = request.pools().filter(|(_, pool)| pool.family == family);
         let backends = pools.flat_map(|(balancer, pool)| {
@@ -102,6 +103,7 @@ impl Leaving {
     }
 
     /// The same, also where they had left service before.
+    #[must_use]
     pub fn or_had_left(self) -> Self {
         Self {
             had_left: true,
@@ -109,12 +111,14 @@ impl Leaving {
         }
     }
 
+    #[must_use]
     pub fn includes(&self, part: &str, endpoint: Endpoint) -> bool {
         !self.backends.is_empty() && self.backends.contains(&(part.to_owned(), endpoint))
     }
 
     /// Returns false for a backend that has left service by the observed rules
     /// already: its connections were found then.
+    #[must_use]
     pub fn is_meant(
         &self,
         name: &Name,
@@ -229,7 +233,7 @@ impl Found {
 
 fn find(host: &impl Host, family: Family, removed: &[RemovedBackend]) -> Result<Found> {
     let places = RefCell::new(BTreeSet::new());
-    let identifiers = each(host, family, removed, &|owners| {
+    let identifiers = each(host, family, removed, &|_, owners| {
         places.borrow_mut().extend(owners);
     })?;
     Ok(Found {
@@ -238,13 +242,13 @@ fn find(host: &impl Host, family: Family, removed: &[RemovedBackend]) -> Result<
     })
 }
 
-/// Calls `see` with the places of the backends that own a conntrack entry, for each
-/// entry that has an owner; returns the identifiers of these entries.
+/// Calls `see` with each conntrack entry that has an owner, and the places of its
+/// owners; with some of them twice. Returns the identifiers of these entries.
 pub(super) fn each(
     host: &impl Host,
     family: Family,
     removed: &[RemovedBackend],
-    see: &dyn Fn(&[usize]),
+    see: &dyn Fn(&ConntrackEntry, &[usize]),
 ) -> Result<Vec<Vec<u8>>> {
     let mut by_address: HashMap<IpAddr, Vec<usize>> = HashMap::new();
     for (at, backend) in removed.iter().enumerate() {
@@ -263,7 +267,7 @@ pub(super) fn each(
             .filter(|at| removed[*at].owns(entry))
             .collect();
         if !owners.is_empty() {
-            see(&owners);
+            see(entry, &owners);
         }
         !owners.is_empty()
     };

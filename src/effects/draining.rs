@@ -1,6 +1,7 @@
 //! The wait for the connections of backends that are out of service.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -73,20 +74,20 @@ impl Draining {
     fn remaining(&self, host: &impl Host) -> Result<Vec<Remaining>> {
         let mut remaining = Vec::new();
         for (family, backends) in self.0.iter().filter(|(_, backends)| !backends.is_empty()) {
-            let counts = RefCell::new(vec![0; backends.len()]);
-            each(host, *family, backends, &|owners| {
-                let mut counts = counts.borrow_mut();
-                owners.iter().for_each(|at| counts[*at] += 1);
+            let open = RefCell::new(vec![HashSet::new(); backends.len()]);
+            each(host, *family, backends, &|entry, owners| {
+                let mut open = open.borrow_mut();
+                let owners = owners.iter().filter(|_| !entry.is_closed);
+                owners.for_each(|at| drop(open[*at].insert(*entry)));
             })?;
-            let counted = backends.iter().zip(counts.into_inner());
-            remaining.extend(counted.filter(|(_, count)| *count > 0).map(
-                |(backend, connections)| Remaining {
-                    balancer: backend.balancer.clone(),
-                    address: backend.endpoint.address,
-                    port: backend.endpoint.port,
-                    connections,
-                },
-            ));
+            let counted = backends.iter().zip(open.into_inner());
+            let counted = counted.filter(|(_, open)| !open.is_empty());
+            remaining.extend(counted.map(|(backend, open)| Remaining {
+                balancer: backend.balancer.clone(),
+                address: backend.endpoint.address,
+                port: backend.endpoint.port,
+                connections: open.len(),
+            }));
         }
         Ok(remaining)
     }

@@ -18,6 +18,7 @@ const IPCTNL_MSG_CT_DELETE: u16 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
@@ -30,6 +31,10 @@ const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+/// `TCP_CONNTRACK_TIME_WAIT` and `TCP_CONNTRACK_CLOSE`.
+const CLOSED: [u8; 2] = [7, 8];
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 const CTA_FILTER_F_CTA_IP_SRC: u32 = 1 << 0;
 const CTA_FILTER_F_CTA_PROTO_NUM: u32 = 1 << 3;
@@ -174,10 +179,18 @@ fn read(attributes: &[u8]) -> Option<ConntrackEntry> {
     Some(ConntrackEntry {
         protocol: original.protocol,
         source: original.source.0,
+        source_port: original.source.1,
         destination: original.destination.0,
         port: original.destination.1,
         reply_source: reply.source,
+        is_closed: is_closed(attributes).unwrap_or(false),
     })
+}
+
+fn is_closed(attributes: &[u8]) -> Option<bool> {
+    let tcp = attribute(attribute(attributes, CTA_PROTOINFO)?, CTA_PROTOINFO_TCP)?;
+    let state = attribute(tcp, CTA_PROTOINFO_TCP_STATE)?.first()?;
+    Some(CLOSED.contains(state))
 }
 
 fn tuple(attributes: &[u8]) -> Option<Tuple> {
@@ -252,11 +265,19 @@ mod tests {
             ConntrackEntry {
                 protocol: 17,
                 source: [10, 8, 0, 2].into(),
+                source_port: 4000,
                 destination: [10, 8, 0, 1].into(),
                 port: 53,
                 reply_source: ([10, 9, 0, 1].into(), 5353),
+                is_closed: false,
             }
         );
+        for (state, is_closed) in [(3, false), (6, false), (7, true), (8, true)] {
+            let state = encoded(CTA_PROTOINFO_TCP_STATE, &[state]);
+            let tcp = nested(CTA_PROTOINFO_TCP, &[state]);
+            let with_state = [entry(IPS_DST_NAT), nested(CTA_PROTOINFO, &[tcp])].concat();
+            assert_eq!(read(&with_state).unwrap().is_closed, is_closed);
+        }
         assert_eq!(read(&entry(8)), None);
         let named = identifier(&entry(0));
         assert_eq!(attribute(&named, CTA_ID), Some(&[1, 2, 3, 4][..]));

@@ -31,6 +31,7 @@ mod jumps;
 mod kernel;
 mod lab;
 mod long_run;
+mod maintenance;
 #[path = "../suite/model.rs"]
 #[allow(dead_code)]
 mod model;
