@@ -46,3 +46,4 @@ pub mod run;
 pub mod schedule;
 pub mod situation;
 pub mod state;
+pub mod watch;
