@@ -9,7 +9,7 @@ use crate::converge::outcome::{Outcome, RunMode, Steps};
 use crate::converge::prefetch::{PendingPrefetch, Prefetch};
 use crate::converge::{Hooks, converge};
 use crate::effects::draining::{Draining, Remaining};
-use crate::host::{Dumps, Lock, Scope, System, lookup};
+use crate::host::{Dumps, Lock, Names, Scope, System, lookup};
 use crate::netfilter::Table;
 use crate::plan::Plan;
 use crate::report::{Prewriter, Report};
@@ -32,12 +32,14 @@ pub struct Invocation {
 pub type Run<'a> = &'a dyn Fn(&Invocation) -> Report;
 
 /// The things that outlive one run, where there are any.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Surroundings {
     /// The lock, where the caller holds it.
     pub lock: Option<Rc<Lock>>,
     /// The verdicts of a watcher, where the caller is one.
     pub verdicts: Option<Rc<Vec<Checked>>>,
+    /// The addresses of names, where the caller keeps them.
+    pub names: Option<Rc<Names>>,
     /// The dumps of earlier runs.
     pub dumps: Option<Rc<Dumps>>,
 }
@@ -88,7 +90,10 @@ fn try_run(invocation: &Invocation, surroundings: &Surroundings) -> Result<Repor
         }
         _ => None,
     };
-    let request = unchecked.resolve(&lookup)?;
+    let request = match &surroundings.names {
+        Some(names) => unchecked.resolve(&|name| names.lookup(name))?,
+        None => unchecked.resolve(&lookup)?,
+    };
     let host = host.as_ref().map_err(|error| anyhow!("{error:#}"))?;
     let run = Running {
         host,

@@ -25,6 +25,7 @@ use crate::report::Report;
 use crate::request::{Request, UncheckedRequest};
 use crate::restore::{self, Step};
 use crate::run::{Invocation, Run};
+use crate::watch;
 
 /// Spreads new connections over servers with the kernel's iptables.
 #[derive(Parser)]
@@ -69,6 +70,13 @@ enum Command {
         /// Exit with 3 if there are changes.
         #[arg(long)]
         exit_code: bool,
+    },
+    /// Apply a request, check the backends for ever, and apply it again when one dies or comes back.
+    ///
+    /// It is made for systemd. SIGHUP reads the request again; SIGTERM ends it and leaves the rules as they are.
+    Watch {
+        /// The request: a file.
+        request: OsString,
     },
     /// Take a backend out of service until it is released, or for a while.
     ///
@@ -213,6 +221,7 @@ pub fn run(
         Command::Check { request, exit_code } => {
             act(&request, RunMode::Check, exit_code, (out, errors), run)
         }
+        Command::Watch { request } => follow(&request, errors),
         Command::Hold {
             backend,
             time,
@@ -222,6 +231,24 @@ pub fn run(
             maintain(backend, &Action::Hold { seconds, reason }, (out, errors))
         }
         Command::Release { backend } => maintain(backend, &Action::Release, (out, errors)),
+    }
+}
+
+/// Watches until a signal ends it. Each line is flushed: a journal reads it.
+fn follow(request: &OsString, errors: &mut impl Write) -> io::Result<u8> {
+    let read = || match checked_request(request) {
+        Ok(request) => Ok(request),
+        Err(UsageError(problem)) => Err(anyhow::anyhow!(problem)),
+    };
+    if let Err(error) = read() {
+        return complain(&error.to_string(), 2, errors);
+    }
+    let mut tell = |line: &str| {
+        writeln!(errors, "iptables_balance: {line}").ok();
+    };
+    match watch::watch(&read, &mut tell) {
+        Ok(()) => Ok(0),
+        Err(error) => complain(&format!("{error:#}"), 1, errors),
     }
 }
 

@@ -18,6 +18,7 @@ pub mod probe;
 mod process;
 mod programs;
 mod resolver;
+pub mod service;
 mod state_directory;
 mod system;
 
@@ -35,8 +36,8 @@ pub use dumps::Dumps;
 pub use facts::{Facts, Questions, Ssh, forwarding_sysctl};
 pub use lock::Lock;
 pub use process::CannotStart;
-pub use resolver::{lookup, service_port};
-pub use state_directory::StateDirectory;
+pub use resolver::{Names, lookup, service_port};
+pub use state_directory::{Stamp, StateDirectory};
 pub use system::System;
 
 /// The tables that are read.

@@ -19,6 +19,10 @@ use super::lock::named_by;
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
+/// The file that a name stood for at a moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp(Option<(u64, i64, i64, u64)>);
+
 /// A directory of the program's own files.
 #[derive(Clone, Debug)]
 pub struct StateDirectory(PathBuf);
@@ -89,6 +93,13 @@ impl StateDirectory {
             true => files::load(&self.path(file)),
             false => Ok(None),
         }
+    }
+
+    /// A value that is another one after the file was replaced or removed.
+    #[must_use]
+    pub fn stamp(&self, file: &str) -> Stamp {
+        let found = fs::metadata(self.path(file)).ok();
+        Stamp(found.map(|found| (found.ino(), found.mtime(), found.mtime_nsec(), found.size())))
     }
 
     /// Replaces a file as a whole; `None` removes it. The directory is made if need be.

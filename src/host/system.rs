@@ -62,6 +62,14 @@ impl System {
         self
     }
 
+    /// The lock, if nobody else has it now.
+    ///
+    /// # Errors
+    /// When its file cannot be opened.
+    pub fn try_lock(&self) -> Result<Option<Rc<Lock>>> {
+        Ok(Lock::try_take()?.map(Rc::new))
+    }
+
     /// The same host for a caller that holds the lock.
     #[must_use]
     pub fn under(mut self, lock: Rc<Lock>) -> Self {

@@ -14,7 +14,7 @@ mod verdicts;
 
 use anyhow::Result;
 
-use crate::host::StateDirectory;
+use crate::host::{Stamp, StateDirectory};
 use crate::request::{Name, UncheckedRequest, json};
 pub use holds::{Hold, Holds};
 pub use verdicts::{Checked, Verdicts};
@@ -130,6 +130,13 @@ impl State {
     pub fn store_verdicts(&self, verdicts: &Verdicts) -> Result<()> {
         self.volatile
             .store(&self.verdicts_file(), Some(&verdicts.to_json()))
+    }
+
+    /// A value that is another one after the request or the holds were replaced.
+    #[must_use]
+    pub fn stamps(&self) -> (Stamp, Stamp) {
+        let stamp = |file: String| self.lasting.stamp(&file);
+        (stamp(self.request_file()), stamp(self.holds_file()))
     }
 
     fn request_file(&self) -> String {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{from_json, to_json};
+use crate::host::since_boot;
 use crate::netfilter::Endpoint;
 use crate::request::Verdict;
 
@@ -53,14 +54,34 @@ impl Verdicts {
         to_json(self)
     }
 
+    /// Verdicts of this moment.
+    #[must_use]
+    pub fn of_now(interval: Duration, backends: Vec<Checked>) -> Self {
+        Self {
+            written_ms: milliseconds(since_boot()),
+            interval_ms: milliseconds(interval),
+            backends,
+        }
+    }
+
+    /// The time since they were written; `now` is the time since the host was started.
+    /// Verdicts of an earlier start are of no use, and infinitely old.
+    #[must_use]
+    pub fn age(&self, now: Duration) -> Duration {
+        let age = milliseconds(now).checked_sub(self.written_ms);
+        age.map_or(Duration::MAX, Duration::from_millis)
+    }
+
     /// Returns true if they are not older than three intervals; `now` is the time
     /// since the host was started.
     #[must_use]
     pub fn are_fresh(&self, now: Duration) -> bool {
-        let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        let age = now.checked_sub(self.written_ms);
-        age.is_some_and(|age| age <= self.interval_ms.saturating_mul(3))
+        self.age(now) <= Duration::from_millis(self.interval_ms.saturating_mul(3))
     }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Checked {

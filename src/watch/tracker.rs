@@ -95,8 +95,10 @@ impl Tracker {
         verdict
     }
 
-    /// Passes over a check that says nothing about the backend.
+    /// Passes over a check that says nothing about the backend. One of which nothing is
+    /// known counts as up then, as in a run that cannot probe.
     pub fn skip(&mut self, id: usize, now: Instant) {
+        self.tracks[id].verdict.get_or_insert(Verdict::Up);
         self.schedule(id, now);
     }
 
@@ -226,9 +228,14 @@ mod tests {
         assert_eq!(tracker.due(now), [0]);
         assert_eq!(tracker.next_due(), None);
         // While nothing is known it does not wait for the interval.
-        tracker.skip(0, now);
+        let mut tracker = Tracker::new(1);
+        tracker.add(&health(1, 2), None, now);
+        tracker.due(now);
+        tracker.record(0, false, now);
         assert_eq!(tracker.next_due(), Some(now + Duration::from_millis(200)));
         assert!(tracker.has_unknown());
+        tracker.skip(0, now);
+        assert!(!tracker.has_unknown());
     }
 
     proptest! {
