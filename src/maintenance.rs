@@ -73,10 +73,11 @@ pub fn carry_out(order: &Order, action: &Action) -> Result<Report> {
     };
     let mut report = run_within(&invocation, &surroundings);
     if report.failed {
-        match state.store_holds(&before.value) {
-            Ok(()) => report.msg += "; the list of holds is as before",
-            Err(error) => report.msg += &format!("; the list of holds was changed: {error:#}"),
-        }
+        let list = match state.store_holds(&before.value) {
+            Ok(()) => "as before".to_owned(),
+            Err(error) => format!("changed all the same: {error:#}"),
+        };
+        report.msg = format!("{}; the list of holds is {list}", report.msg);
     }
     Ok(report)
 }

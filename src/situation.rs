@@ -61,7 +61,7 @@ impl Situation {
                 let free: Vec<Target> = targets
                     .filter(|target| !situation.is_held(target))
                     .collect();
-                health::check(&free, state)
+                health::check(request, &free, state)
             }
         };
         situation

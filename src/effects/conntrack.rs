@@ -111,6 +111,7 @@ impl Leaving {
         }
     }
 
+    /// Returns true for a backend that leaves.
     #[must_use]
     pub fn includes(&self, part: &str, endpoint: Endpoint) -> bool {
         !self.backends.is_empty() && self.backends.contains(&(part.to_owned(), endpoint))

@@ -77,8 +77,9 @@ impl Draining {
             let open = RefCell::new(vec![HashSet::new(); backends.len()]);
             each(host, *family, backends, &|entry, owners| {
                 let mut open = open.borrow_mut();
-                let owners = owners.iter().filter(|_| !entry.is_closed);
-                owners.for_each(|at| drop(open[*at].insert(*entry)));
+                for at in owners.iter().filter(|_| !entry.is_closed) {
+                    open[*at].insert(*entry);
+                }
             })?;
             let counted = backends.iter().zip(open.into_inner());
             let counted = counted.filter(|(_, open)| !open.is_empty());

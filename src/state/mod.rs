@@ -90,7 +90,7 @@ impl State {
     pub fn holds(&self) -> Loaded<Holds> {
         let loaded = self.lasting.load(&self.holds_file());
         let path = self.lasting.path(&self.holds_file());
-        read(loaded, |text| Holds::parse(text)).or_warn(|problem| {
+        read(loaded, Holds::parse).or_warn(|problem| {
             format!(
                 "`{}` cannot be read, so no backend is held: {problem}; mend or remove it",
                 path.display()

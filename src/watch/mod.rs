@@ -7,7 +7,6 @@
 
 mod log;
 mod targets;
-pub mod tracker;
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -15,9 +14,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::converge::outcome::RunMode;
-use crate::host::probe::{Prober, SourceKey};
+use crate::health;
 use crate::host::service::{Notifier, RuleEvents, Signal, Signals, Singleton};
-use crate::host::{Host, Lock, Names, Stamp, System, seconds_since_1970, since_boot};
+use crate::host::{Host, Lock, Names, Prober, SourceKey, Stamp, System};
+use crate::host::{seconds_since_1970, since_boot};
 use crate::report::Report;
 use crate::request::{DesiredState, Name, UncheckedRequest};
 use crate::run::{Invocation, Surroundings, run_within};
@@ -64,9 +64,9 @@ struct Watcher<'a> {
     log: Log<'a>,
     /// The kept request and the holds as they were last seen.
     stamps: (Stamp, Stamp),
-    /// The text of the kept request after the last run; `None` before the first, when
-    /// the request of this watcher is the one that counts.
-    kept: Option<Option<Vec<u8>>>,
+    /// The kept request after the last run; `None` before the first, when the request of
+    /// this watcher is the one that counts.
+    kept: Option<Kept>,
     /// The number of changes of rules up to which ours are known to be right.
     generation: Option<u32>,
     /// The reasons to apply the request.
@@ -79,6 +79,10 @@ struct Watcher<'a> {
     next_run: Instant,
     _singleton: Singleton,
 }
+
+/// The text of the request that runs have kept; `None` if they have kept none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Kept(Option<Vec<u8>>);
 
 /// The reasons to apply the request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -235,7 +239,7 @@ impl<'a> Watcher<'a> {
     }
 
     /// Takes a request over, with the verdicts about its backends that are known.
-    fn go_on_with(&mut self, request: UncheckedRequest, kept: Option<Option<Vec<u8>>>) {
+    fn go_on_with(&mut self, request: UncheckedRequest, kept: Option<Kept>) {
         self.request = request;
         self.kept = kept;
         self.pending = Pending {
@@ -250,7 +254,13 @@ impl<'a> Watcher<'a> {
     /// former ones stay.
     fn adopt_targets(&mut self, known: &[Checked], now: Instant) {
         match self.request.resolve(&|name| self.names.lookup(name)) {
-            Ok(request) => self.targets.adopt(&request, known, &mut self.prober, now),
+            Ok(request) => {
+                if let Err(error) = self.prober.bypass_rules(health::are_led_astray(&request)) {
+                    let problem = "checks may be balanced themselves, because of `local_traffic`";
+                    self.log.problem(&format!("{problem}: {error}"));
+                }
+                self.targets.adopt(&request, known, &mut self.prober, now);
+            }
             Err(error) => self.log.problem(&error.to_string()),
         }
     }
@@ -331,7 +341,7 @@ impl<'a> Watcher<'a> {
         // The rules are known to be right only if nobody wrote since they were read.
         let after = self.generation_now();
         self.generation = after.filter(|_| before == after && !report.failed);
-        self.kept = Some(self.state.kept_request().ok().flatten());
+        self.kept = Some(Kept(self.state.kept_request().ok().flatten()));
         self.stamps = self.state.stamps();
         self.first_end = self.first_end_of_a_hold();
         self.tell(&report);
@@ -350,7 +360,7 @@ impl<'a> Watcher<'a> {
             return true;
         };
         let kept = match self.state.kept_request() {
-            Ok(kept) if kept == *known => {
+            Ok(kept) if kept == known.0 => {
                 self.pending.is_due = false;
                 return !self.pending.is_removed;
             }
@@ -366,14 +376,14 @@ impl<'a> Watcher<'a> {
                 is_removed: true,
                 ..Pending::default()
             };
-            self.kept = Some(None);
+            self.kept = Some(Kept(None));
             return false;
         };
         match UncheckedRequest::parse(&text) {
             Ok(request) if text != self.request.to_json() => {
                 self.log
                     .say("a run applied another request; it is the one that is watched now");
-                self.go_on_with(request, Some(Some(text)));
+                self.go_on_with(request, Some(Kept(Some(text))));
                 // New backends are checked first.
                 !self.targets.has_unknown()
             }

@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::tracker::Tracker;
-use crate::health;
-use crate::host::probe::{Probe, ProbeFailure, Prober};
+use crate::health::{self, tracker::Tracker};
+use crate::host::{Probe, ProbeFailure, Prober};
 use crate::host::{seconds_since_1970, since_boot};
 use crate::request::{Health, Request, Verdict};
 use crate::state::Checked;
@@ -50,7 +49,7 @@ impl Targets {
             .map(|checked| (checked.backend(), checked))
             .collect();
         // Watchers that are started at the same time do not check in step.
-        let seed = since_boot().as_nanos() as u64 ^ u64::from(std::process::id()) << 32;
+        let seed = u64::from(since_boot().subsec_nanos()) ^ u64::from(std::process::id()) << 32;
         self.tracker = Tracker::new(seed);
         self.list.clear();
         for target in health::targets(request) {

@@ -199,12 +199,13 @@ impl Namespace {
 
     /// Servers at these endpoints, until the namespace is dropped.
     pub fn serve(&mut self, kind: &str, endpoints: &[&str]) {
-        let mut command = self.command(&["python3", LAB, "serve", kind]);
-        let mut server = command
-            .args(endpoints)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3 starts");
+        self.start(&[&["python3", LAB, "serve", kind], endpoints].concat());
+    }
+
+    /// A program that says when it is ready, until the namespace is dropped.
+    pub fn start(&mut self, arguments: &[&str]) {
+        let mut command = self.command(arguments);
+        let mut server = command.stdout(Stdio::piped()).spawn().expect("it starts");
         let mut line = String::new();
         BufReader::new(server.stdout.take().expect("a pipe"))
             .read_line(&mut line)

@@ -26,6 +26,7 @@ mod effects;
 mod faults;
 mod fronts;
 mod gateway;
+mod health;
 mod host;
 mod jumps;
 mod kernel;

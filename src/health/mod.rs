@@ -1,18 +1,20 @@
 //! The health of the backends in one run: the verdicts of a watcher, and for the
 //! backends that it does not know, a few probes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+pub mod tracker;
+
+use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::Result;
-
-use crate::host::probe::{HttpProbe, Probe, ProbeFailure, ProbeMethod, Prober};
+use crate::host::{HttpProbe, Probe, ProbeFailure, ProbeMethod, Prober};
 use crate::host::{seconds_since_1970, since_boot};
 use crate::netfilter::Endpoint;
 use crate::request::{Balancer, Check, Health, Request, Verdict};
 use crate::state::{Checked, State};
+use tracker::Tracker;
 
 /// A backend whose health is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +88,15 @@ pub struct Findings {
     pub warning: Option<String>,
 }
 
+/// Returns true if rules of this host may lead a probe elsewhere: those for the
+/// connections that it makes itself.
+#[must_use]
+pub fn are_led_astray(request: &Request) -> bool {
+    let balancers = request.balancers().iter();
+    let mut checked = balancers.filter(|balancer| balancer.health.is_some());
+    checked.any(|balancer| balancer.gateway.local_traffic)
+}
+
 /// The verdicts of a watcher that are fresh, and a warning where they cannot be read.
 #[must_use]
 pub fn watched(state: &State) -> (Vec<Checked>, Option<String>) {
@@ -99,7 +110,7 @@ pub fn watched(state: &State) -> (Vec<Checked>, Option<String>) {
 /// Finds out the health of the targets: by a watcher, else by up to `fall` probes of
 /// each, all at once. That takes no longer than the longest `fall` times `timeout`.
 #[must_use]
-pub fn check(targets: &[Target], state: &State) -> Findings {
+pub fn check(request: &Request, targets: &[Target], state: &State) -> Findings {
     if targets.is_empty() {
         return Findings::default();
     }
@@ -117,11 +128,14 @@ pub fn check(targets: &[Target], state: &State) -> Findings {
             None => unknown.push(*target),
         }
     }
-    match probe_all(&unknown) {
-        Ok(probed) => backends.extend(probed),
+    match probe_all(&unknown, are_led_astray(request)) {
+        Ok(probed) => {
+            backends.extend(probed.checked);
+            warning = warning.or(probed.warning);
+        }
         Err(error) => {
             let problem = "the backends cannot be probed, so each counts as healthy";
-            warning.get_or_insert(format!("{problem}: {error:#}"));
+            warning.get_or_insert(format!("{problem}: {error}"));
         }
     }
     Findings {
@@ -131,77 +145,64 @@ pub fn check(targets: &[Target], state: &State) -> Findings {
     }
 }
 
-/// One backend on its way to a verdict.
-struct Series {
-    probe: Probe,
-    fall: u32,
-    /// The time between the beginnings of two probes, at most `timeout`.
-    pause: Duration,
-    failed: u32,
-    begun: Instant,
+/// The verdicts of a few probes.
+#[derive(Default)]
+struct Probed {
+    checked: Vec<Checked>,
+    warning: Option<String>,
 }
 
-fn probe_all(targets: &[Target]) -> Result<Vec<Checked>> {
+/// Probes until there is a verdict about each target.
+fn probe_all<'a>(targets: &[Target<'a>], are_led_astray: bool) -> io::Result<Probed> {
+    let with_probe = |target: &Target<'a>| Some((*target, target.probe()?));
+    let targets: Vec<(Target, Probe)> = targets.iter().filter_map(with_probe).collect();
     let mut prober = Prober::new()?;
-    let mut running = BTreeMap::new();
-    for (id, target) in targets.iter().enumerate() {
-        let Some(probe) = target.probe() else {
-            continue;
-        };
-        prober.start(id, &probe);
-        running.insert(id, Series::new(probe, target.health));
+    let mut found = Probed::default();
+    if let Err(error) = prober.bypass_rules(are_led_astray) {
+        let problem = "probes may be balanced themselves, because of `local_traffic`";
+        found.warning = Some(format!("{problem}: {error}"));
     }
-    let mut checked = Vec::new();
-    let mut waiting = BTreeSet::new();
+    let mut tracker = Tracker::new(0);
+    let mut now = Instant::now();
+    for (target, _) in &targets {
+        tracker.add(target.health, None, now);
+    }
     let mut results = Vec::new();
-    while !running.is_empty() {
-        let next = waiting.first().map(|(due, _)| *due);
-        prober.wait(next, &mut results)?;
-        for (id, result) in results.drain(..) {
-            let Some(series) = running.get_mut(&id) else {
-                continue;
-            };
-            match series.record(&result) {
-                Some(health) => {
-                    let reason = result.err().map(|failure| failure.to_string());
-                    checked.push(targets[id].checked(health, reason));
-                    running.remove(&id);
-                }
-                None => drop(waiting.insert((series.begun + series.pause, id))),
+    while tracker.has_unknown() {
+        for id in tracker.due(now) {
+            if tracker.verdict(id).is_none() {
+                prober.start(id, &targets[id].1);
             }
         }
-        let now = Instant::now();
-        while let Some((due, id)) = waiting.pop_first() {
-            if due > now {
-                waiting.insert((due, id));
-                break;
-            }
-            if let Some(series) = running.get_mut(&id) {
-                series.begun = now;
-                prober.start(id, &series.probe);
-            }
+        prober.wait(tracker.next_due(), &mut results)?;
+        now = Instant::now();
+        for (id, result) in results.drain(..) {
+            found.add(&mut tracker, (id, &targets[id].0), result, now);
         }
     }
-    Ok(checked)
+    Ok(found)
 }
 
-impl Series {
-    fn new(probe: Probe, health: &Health) -> Self {
-        Self {
-            probe,
-            fall: health.fall,
-            pause: health.interval.min(health.timeout),
-            failed: 0,
-            begun: Instant::now(),
+impl Probed {
+    fn add(
+        &mut self,
+        tracker: &mut Tracker,
+        (id, target): (usize, &Target),
+        result: Result<(), ProbeFailure>,
+        now: Instant,
+    ) {
+        match result {
+            Err(failure) if !failure.blames_the_backend() => {
+                let problem = "a backend that could not be probed counts as healthy";
+                self.warning.get_or_insert(format!("{problem}: {failure}"));
+                tracker.skip(id, now);
+            }
+            result => {
+                if let Some(verdict) = tracker.record(id, result.is_ok(), now) {
+                    let reason = result.err().map(|failure| failure.to_string());
+                    self.checked.push(target.checked(verdict, reason));
+                }
+            }
         }
-    }
-
-    /// The verdict, once there is one.
-    fn record(&mut self, result: &Result<(), ProbeFailure>) -> Option<Verdict> {
-        if result.is_ok() {
-            return Some(Verdict::Up);
-        }
-        self.failed += 1;
-        (self.failed >= self.fall).then_some(Verdict::Down)
     }
 }

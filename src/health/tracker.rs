@@ -127,7 +127,7 @@ impl Tracker {
             }
             (Some(_), false) => {
                 let tenth = track.interval / 10;
-                track.begun + track.interval - tenth + self.dice.below(tenth * 2)
+                track.begun + tenth * 9 + self.dice.below(tenth * 2)
             }
         };
         self.due.insert((next.max(now), id));
@@ -155,7 +155,7 @@ impl Track {
     }
 }
 
-/// Pseudo-random numbers (SplitMix64). They spread checks, and decide nothing.
+/// Pseudo-random numbers (`SplitMix64`). They spread checks, and decide nothing.
 #[derive(Debug)]
 struct Dice(u64);
 
