@@ -9,7 +9,6 @@ use ipnet::IpNet;
 use super::conntrack::{Leaving, backend};
 use crate::netfilter::rule::{Matches, Rule, Target};
 use crate::netfilter::ruleset::{OwnedTable, SavedRule};
-use crate::netfilter::statistic::Statistic;
 use crate::netfilter::{ConntrackEntry, Endpoint, Family, Name, Protocol, Table};
 use crate::plan::{Plan, TablePlan};
 
@@ -196,7 +195,7 @@ pub fn is_set(name: &Name, nat: &OwnedTable) -> bool {
     let mut meanings = rules.iter().filter_map(|rule| rule.meaning.as_ref());
     let leads_on = |rule: &Rule| {
         let is_chain = matches!(rule.target, Target::Goto(_) | Target::Jump(_));
-        is_chain && rule.statistic == Statistic::Always
+        is_chain && rule.is_certain()
     };
     !rules.is_empty() && meanings.all(leads_on)
 }
@@ -223,5 +222,5 @@ fn is_certain(rule: &Rule) -> bool {
         destination_ports: matches.destination_ports.clone(),
         ..Matches::default()
     });
-    rule.statistic == Statistic::Always && rule.matches.as_deref() == told.as_ref()
+    rule.is_certain() && rule.matches.as_deref() == told.as_ref()
 }

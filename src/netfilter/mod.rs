@@ -1,10 +1,12 @@
 //! The terms of netfilter that every room shares: families, tables, protocols,
 //! ports, matches, rules and rulesets.
 
+pub mod bpf;
 mod conntrack;
 pub mod dump;
 mod endpoint;
 mod family;
+pub mod flow;
 mod name;
 mod network;
 mod ports;

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::netfilter::Endpoint;
+use crate::netfilter::flow::Flow;
 use crate::netfilter::rule::Target;
 use crate::netfilter::ruleset::{OwnedTable, SavedRule};
 use crate::netfilter::statistic::Share;
@@ -15,20 +16,20 @@ use crate::netfilter::statistic::Share;
 #[must_use]
 pub fn shares_of_chain(owned: &OwnedTable, chain: &str) -> HashMap<Endpoint, Share> {
     let mut shares = HashMap::new();
-    let mut reaching = HashMap::from([(chain, Share::ALL)]);
+    let mut reaching = HashMap::from([(chain, Flow::all())]);
     for name in in_order(owned, chain) {
-        let mut left = reaching.get(name).copied().unwrap_or(Share::NONE);
+        let mut left = reaching.remove(name).unwrap_or_default();
         for rule in &owned.chains[name].rules {
             let Some(meaning) = &rule.meaning else {
                 break;
             };
-            let (taken, rest) = left.split(meaning.statistic);
-            let add = |sum: &mut Share| *sum = sum.and(taken);
+            let taken = left.take(meaning.statistic, &meaning.hashes);
             match &meaning.target {
                 Target::Dnat(endpoint) => {
-                    add(shares.entry(*endpoint).or_insert(Share::NONE));
+                    let sum = shares.entry(*endpoint).or_insert(Share::NONE);
+                    *sum = sum.and(taken.share());
                 }
-                Target::Goto(next) => add(reaching.entry(next).or_insert(Share::NONE)),
+                Target::Goto(next) => reaching.entry(next).or_default().join(taken),
                 Target::Jump(_) => break,
                 Target::Accept
                 | Target::Drop
@@ -36,7 +37,6 @@ pub fn shares_of_chain(owned: &OwnedTable, chain: &str) -> HashMap<Endpoint, Sha
                 | Target::Masquerade
                 | Target::Snat(_) => {}
             }
-            left = rest;
         }
     }
     shares

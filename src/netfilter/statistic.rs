@@ -127,6 +127,15 @@ impl Share {
         (Self(taken), Self(self.0 - taken))
     }
 
+    /// Splits the share into `part` of `whole` equal parts, and the rest. `whole` is
+    /// at most 2^32, and not 0.
+    #[must_use]
+    pub fn split_evenly(self, part: u64, whole: u64) -> (Self, Self) {
+        let (part, whole) = (u128::from(part), u128::from(whole));
+        let taken = (self.0 / whole) * part + (self.0 % whole) * part / whole;
+        (Self(taken), Self(self.0 - taken))
+    }
+
     /// Both together.
     #[must_use]
     pub fn and(self, other: Self) -> Self {

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::netfilter::bpf::HashMatch;
 use crate::netfilter::statistic::Statistic;
 use crate::netfilter::{Endpoint, PortRange, Ports, Protocol};
 pub use parse::{Unreadable, Words, words};
@@ -42,6 +43,8 @@ pub struct Rule {
     pub matches: Option<Box<Matches>>,
     /// `-m statistic`
     pub statistic: Statistic,
+    /// `-m bpf`, with programs of ours that must all match, in ascending order.
+    pub hashes: Vec<HashMatch>,
     /// `-j` or `-g`
     pub target: Target,
 }
@@ -162,8 +165,16 @@ impl Rule {
             protocol: None,
             matches: None,
             statistic: Statistic::Always,
+            hashes: Vec::new(),
             target,
         }
+    }
+
+    /// Returns true if the rule is about all packets that meet its matches: neither
+    /// a statistic nor a hash decides.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.statistic == Statistic::Always && self.hashes.is_empty()
     }
 
     /// The same rule with these matches.

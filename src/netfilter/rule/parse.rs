@@ -12,6 +12,7 @@ use memchr::memchr3;
 
 use super::render::{ESTABLISHED, UNTOUCHED};
 use super::{Connection, ConnectionState, Matches, RejectWith, Rule, Target};
+use crate::netfilter::bpf::HashMatch;
 use crate::netfilter::statistic::{Probability, Statistic};
 use crate::netfilter::{self, Endpoint, PortRange, Ports, Protocol, Table};
 
@@ -114,6 +115,7 @@ struct RuleBuilder {
     every: Option<u32>,
     packet: Option<u32>,
     probability: Option<Probability>,
+    hashes: Vec<HashMatch>,
     target: Option<Target>,
     option: Option<TargetOption>,
 }
@@ -163,6 +165,11 @@ impl RuleBuilder {
                 &mut self.probability,
                 words.value(option, Probability::parse)?,
             ),
+            "--bytecode" => {
+                let hash = words.value(option, HashMatch::parse)?;
+                self.hashes.push(hash);
+                Ok(())
+            }
             "!" => self.read_inverted(words),
             "-j" | "--jump" => self.read_target(words),
             "-g" | "--goto" => once(
@@ -214,7 +221,7 @@ impl RuleBuilder {
         once("-j", &mut self.target, target)
     }
 
-    fn finish(self) -> Result<Rule, Unreadable> {
+    fn finish(mut self) -> Result<Rule, Unreadable> {
         let absent = |what: &str| Unreadable(format!("no {what}"));
         let statistic = match (self.mode, self.every, self.packet, self.probability) {
             (None, None, None, None) => Statistic::Always,
@@ -227,9 +234,12 @@ impl RuleBuilder {
             (Some(Mode::Random), None, None, Some(chance)) => Statistic::Random(chance),
             _ => return Err(absent("statistic that makes sense")),
         };
+        self.hashes.sort_unstable();
+        self.hashes.dedup();
         let rule = Rule {
             protocol: self.protocol,
             statistic: statistic.simplest(),
+            hashes: self.hashes,
             ..Rule::to(self.target.ok_or_else(|| absent("target"))?)
         };
         let Some(matches) = self.matches else {
@@ -352,8 +362,9 @@ fn once<T>(option: &str, place: &mut Option<T>, value: T) -> Result<(), Unreadab
 }
 
 fn known_match(name: &str) -> Option<()> {
-    const KNOWN: [&str; 10] = [
+    const KNOWN: [&str; 11] = [
         "statistic",
+        "bpf",
         "tcp",
         "udp",
         "sctp",
@@ -549,6 +560,8 @@ mod tests {
             "-m statistic --mode random --every 3 -j CF",
             "-m statistic --mode nth ! --every 3 -j CF",
             "-s 10.0.0.0/255.0.255.0 -j CF",
+            "-m bpf --bytecode \"4,32 0 0 12,53 0 1 5,6 0 0 0,6 0 0 1\" -j CF",
+            "-m bpf --object-pinned /sys/fs/bpf/x -j CF",
         ] {
             assert!(Rule::parse(Table::Nat, text).is_err(), "{text}");
         }
@@ -571,6 +584,7 @@ mod tests {
             " -p udp -m udp --dport 53:54 -g CF/0",
             " -p tcp -m statistic --mode nth --every 3 --packet 2 -j DNAT --to-destination [fd00::1]:80",
             " -p tcp -m statistic --mode random --probability 0.29999999981 -j DNAT --to-destination fd00::1",
+            " -p tcp -m bpf --bytecode \"17,32 0 0 12,164 0 0 7,36 0 0 2654435761,7 0 0 0,116 0 0 16,172 0 0 0,36 0 0 2246822507,7 0 0 0,116 0 0 13,172 0 0 0,36 0 0 3266489909,7 0 0 0,116 0 0 16,172 0 0 0,53 0 1 5,6 0 0 0,6 0 0 1\" -j DNAT --to-destination 192.0.2.9",
             " -o eth0 -m conntrack --ctstate DNAT --ctproto 6 --ctorigsrc 10.0.0.0/8 --ctorigdst 192.0.2.1 --ctreplsrc 192.0.2.9 --ctorigdstport 53:54 -j CF/masq",
             " -i eth0 -p udp -m udp --dport 53 -m conntrack ! --ctstate INVALID,RELATED,ESTABLISHED,UNTRACKED,DNAT -j CF",
             " ! -d ::1/128 -p tcp -m tcp --dport 80 -j CF",

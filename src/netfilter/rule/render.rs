@@ -23,6 +23,9 @@ impl fmt::Display for Rule {
             matches.rest(out)?;
         }
         self.statistic.fmt(out)?;
+        for hash in &self.hashes {
+            write!(out, " -m bpf --bytecode \"{hash}\"")?;
+        }
         self.target.fmt(out)
     }
 }
