@@ -37,6 +37,9 @@ _iptables_balance() {
             iptables_balance,schema)
                 cmd="iptables_balance__subcmd__schema"
                 ;;
+            iptables_balance,watch)
+                cmd="iptables_balance__subcmd__watch"
+                ;;
             iptables_balance__subcmd__help,apply)
                 cmd="iptables_balance__subcmd__help__subcmd__apply"
                 ;;
@@ -58,6 +61,9 @@ _iptables_balance() {
             iptables_balance__subcmd__help,schema)
                 cmd="iptables_balance__subcmd__help__subcmd__schema"
                 ;;
+            iptables_balance__subcmd__help,watch)
+                cmd="iptables_balance__subcmd__help__subcmd__watch"
+                ;;
             *)
                 ;;
         esac
@@ -65,7 +71,7 @@ _iptables_balance() {
 
     case "${cmd}" in
         iptables_balance)
-            opts="-h -V --help --version plan apply check hold release schema help"
+            opts="-h -V --help --version plan apply check watch hold release schema help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -107,7 +113,7 @@ _iptables_balance() {
             return 0
             ;;
         iptables_balance__subcmd__help)
-            opts="plan apply check hold release schema help"
+            opts="plan apply check watch hold release schema help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -218,6 +224,20 @@ _iptables_balance() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        iptables_balance__subcmd__help__subcmd__watch)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         iptables_balance__subcmd__hold)
             opts="-h --balancer --request --for --reason --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -294,6 +314,20 @@ _iptables_balance() {
             ;;
         iptables_balance__subcmd__schema)
             opts="-h --help request result"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        iptables_balance__subcmd__watch)
+            opts="-h --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -52,6 +52,13 @@ _arguments "${_arguments_options[@]}" : \
 ':request -- The request\: a file, or - for standard input:_default' \
 && ret=0
 ;;
+(watch)
+_arguments "${_arguments_options[@]}" : \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+':request -- The request\: a file:_default' \
+&& ret=0
+;;
 (hold)
 _arguments "${_arguments_options[@]}" : \
 '--balancer=[The balancer of the set; needed where several have the backend]:NAME:_default' \
@@ -105,6 +112,10 @@ _arguments "${_arguments_options[@]}" : \
 _arguments "${_arguments_options[@]}" : \
 && ret=0
 ;;
+(watch)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
 (hold)
 _arguments "${_arguments_options[@]}" : \
 && ret=0
@@ -136,6 +147,7 @@ _iptables_balance_commands() {
 'plan:Print the iptables-restore text that builds the balancer on an empty host' \
 'apply:Apply a request, and show the changes' \
 'check:Show the changes that \`apply\` would make' \
+'watch:Apply a request, check the backends for ever, and apply it again when one dies or comes back' \
 'hold:Take a backend out of service until it is released, or for a while' \
 'release:Bring a backend back that is held' \
 'schema:Print a JSON Schema' \
@@ -159,6 +171,7 @@ _iptables_balance__subcmd__help_commands() {
 'plan:Print the iptables-restore text that builds the balancer on an empty host' \
 'apply:Apply a request, and show the changes' \
 'check:Show the changes that \`apply\` would make' \
+'watch:Apply a request, check the backends for ever, and apply it again when one dies or comes back' \
 'hold:Take a backend out of service until it is released, or for a while' \
 'release:Bring a backend back that is held' \
 'schema:Print a JSON Schema' \
@@ -201,6 +214,11 @@ _iptables_balance__subcmd__help__subcmd__schema_commands() {
     local commands; commands=()
     _describe -t commands 'iptables_balance help schema commands' commands "$@"
 }
+(( $+functions[_iptables_balance__subcmd__help__subcmd__watch_commands] )) ||
+_iptables_balance__subcmd__help__subcmd__watch_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance help watch commands' commands "$@"
+}
 (( $+functions[_iptables_balance__subcmd__hold_commands] )) ||
 _iptables_balance__subcmd__hold_commands() {
     local commands; commands=()
@@ -220,6 +238,11 @@ _iptables_balance__subcmd__release_commands() {
 _iptables_balance__subcmd__schema_commands() {
     local commands; commands=()
     _describe -t commands 'iptables_balance schema commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__watch_commands] )) ||
+_iptables_balance__subcmd__watch_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance watch commands' commands "$@"
 }
 
 if [ "$funcstack[1]" = "_iptables_balance" ]; then
