@@ -268,7 +268,7 @@ fn the_example_with_health_installs_a_watcher_and_reloads_it() {
         fs::set_permissions(&systemctl, PermissionsExt::from_mode(0o755)).unwrap();
         let sbin = here.display();
         let options = format!(
-            "{{\"program\": \"{PROGRAM}\", \"sbin\": \"{sbin}\", \"ansible_remote_tmp\": \"{sbin}\"}}"
+            "{{\"program\": \"{PROGRAM}\", \"sbin\": \"{sbin}\", \"ansible_remote_tmp\": \"{sbin}\", \"ansible_python_interpreter\": \"/usr/bin/python3\"}}"
         );
         let path = format!("{sbin}:{}", std::env::var("PATH").unwrap());
         let environment =
