@@ -10,6 +10,7 @@ IPv6 addresses go in brackets: [fd00::1]:80. Of SCTP, which few kernels have soc
 association and the answer to it (RFC 9260, 3.3.2 and 3.3.3), through raw sockets.
 """
 import argparse
+import contextlib
 import random
 import selectors
 import socket
@@ -81,7 +82,7 @@ def serve(kind, endpoints, peer):
             name, port = key.data[:2]
             if kind == socket.SOCK_STREAM:
                 connection, client = key.fileobj.accept()
-                with connection:
+                with connection, contextlib.suppress(ConnectionError):  # a check resets its connection
                     connection.sendall(answer(name, client))
                 continue
             data, client = key.fileobj.recvfrom(256)

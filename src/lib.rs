@@ -22,17 +22,21 @@
 //!
 //! In reading order: [`netfilter`] has the terms that all rooms share;
 //! [`schedule`], [`request`] and [`plan`] lead from a request to the desired
-//! state; [`diff`] compares it with the observed one, [`restore`] turns changes
+//! state, for which [`situation`] tells who is in service, from the files of
+//! [`state`] and the checks of [`health`]; [`diff`] compares it with the observed one, [`restore`] turns changes
 //! into transactions, [`effects`] does the same for everything that is not a
 //! rule. [`preflight`] has refusals and warnings. [`converge`] does it all on a
-//! [`host`], [`report`] describes the outcome, [`run`] is one invocation, and
+//! [`host`], [`report`] describes the outcome, and [`run`] is one invocation.
+//! [`maintenance`] and [`watch`] invoke it for an operator and for ever.
 //! [`frontend`] has the protocols, of which none knows another.
 
 pub mod converge;
 pub mod diff;
 pub mod effects;
 pub mod frontend;
+pub mod health;
 pub mod host;
+pub mod maintenance;
 pub mod netfilter;
 pub mod panic;
 pub mod plan;
@@ -42,3 +46,6 @@ pub mod request;
 pub mod restore;
 pub mod run;
 pub mod schedule;
+pub mod situation;
+pub mod state;
+pub mod watch;

@@ -1,16 +1,21 @@
 //! One invocation on this host, from request to report.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
-use crate::converge::converge;
-use crate::converge::outcome::RunMode;
+use crate::converge::outcome::{Outcome, RunMode, Steps};
 use crate::converge::prefetch::{PendingPrefetch, Prefetch};
-use crate::host::{Dumps, Scope, System, lookup};
+use crate::converge::{Hooks, converge};
+use crate::effects::draining::{Draining, Remaining};
+use crate::host::{Dumps, Lock, Names, Scope, System, lookup};
 use crate::netfilter::Table;
+use crate::plan::Plan;
 use crate::report::{Prewriter, Report};
-use crate::request::{BadRequest, DesiredState, UncheckedRequest};
+use crate::request::{BadRequest, DesiredState, Request, UncheckedRequest};
+use crate::situation::{Outdated, Situation};
+use crate::state::{Checked, State};
 
 /// A request, and the form of the answer.
 #[derive(Clone, Debug)]
@@ -26,10 +31,23 @@ pub struct Invocation {
 /// Runs an invocation: [`on_this_host`], or a stand-in in a test.
 pub type Run<'a> = &'a dyn Fn(&Invocation) -> Report;
 
+/// The things that outlive one run, where there are any.
+#[derive(Clone, Default)]
+pub struct Surroundings {
+    /// The lock, where the caller holds it.
+    pub lock: Option<Rc<Lock>>,
+    /// The verdicts of a watcher, where the caller is one.
+    pub verdicts: Option<Rc<Vec<Checked>>>,
+    /// The addresses of names, where the caller keeps them.
+    pub names: Option<Rc<Names>>,
+    /// The dumps of earlier runs.
+    pub dumps: Option<Rc<Dumps>>,
+}
+
 /// Runs an invocation on this host.
 #[must_use]
 pub fn on_this_host(invocation: &Invocation) -> Report {
-    run(invocation, None)
+    run_within(invocation, &Surroundings::default())
 }
 
 /// Several invocations on this host, one after the other. A dump serves all of
@@ -41,13 +59,19 @@ impl Session {
     /// Runs an invocation on this host.
     #[must_use]
     pub fn run(&self, invocation: &Invocation) -> Report {
-        run(invocation, Some(&self.0))
+        let surroundings = Surroundings {
+            dumps: Some(Rc::clone(&self.0)),
+            ..Surroundings::default()
+        };
+        run_within(invocation, &surroundings)
     }
 }
 
-fn run(invocation: &Invocation, dumps: Option<&Rc<Dumps>>) -> Report {
+/// Runs an invocation on this host, within what its caller has already.
+#[must_use]
+pub fn run_within(invocation: &Invocation, surroundings: &Surroundings) -> Report {
     let UncheckedRequest { name, state, .. } = &invocation.request;
-    match try_run(invocation, dumps) {
+    match try_run(invocation, surroundings) {
         Ok(report) if invocation.diff => report.with_diff(),
         Ok(report) => report,
         Err(error) if error.is::<BadRequest>() => Report::unread(name, *state, error.to_string()),
@@ -57,37 +81,173 @@ fn run(invocation: &Invocation, dumps: Option<&Rc<Dumps>>) -> Report {
 
 /// The host prints its rules while the request is checked. An error in the
 /// request is reported before an error of the host.
-fn try_run(invocation: &Invocation, dumps: Option<&Rc<Dumps>>) -> Result<Report> {
+fn try_run(invocation: &Invocation, surroundings: &Surroundings) -> Result<Report> {
     let unchecked = &invocation.request;
-    let host = System::open(unchecked.variant.required(), unchecked.wait);
-    let host = host.map(|host| match dumps {
-        Some(dumps) => host.in_session(dumps),
-        None => host,
-    });
-    let is_present = unchecked.state == DesiredState::Present;
+    let host = open(unchecked, surroundings);
+    let pending = match &host {
+        Ok(host) if unchecked.state == DesiredState::Present => {
+            Some(prefetch(host, unchecked, surroundings))
+        }
+        _ => None,
+    };
+    let request = match &surroundings.names {
+        Some(names) => unchecked.resolve(&|name| names.lookup(name))?,
+        None => unchecked.resolve(&lookup)?,
+    };
+    let host = host.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+    let run = Running {
+        host,
+        invocation,
+        surroundings,
+        state: State::of(&unchecked.name)?,
+    };
+    run.finish(request, pending)
+}
+
+fn open(unchecked: &UncheckedRequest, surroundings: &Surroundings) -> Result<System> {
+    let mut host = System::open(unchecked.variant.required(), unchecked.wait)?;
+    if let Some(dumps) = &surroundings.dumps {
+        host = host.in_session(dumps);
+    }
+    if let Some(lock) = &surroundings.lock {
+        host = host.under(Rc::clone(lock));
+    }
+    Ok(host)
+}
+
+fn prefetch<'a>(
+    host: &'a System,
+    unchecked: &'a UncheckedRequest,
+    surroundings: &Surroundings,
+) -> PendingPrefetch<'a> {
     let scope = match unchecked.mentions_filter() {
         true => Scope::All,
         false => Scope::Only(Table::Nat),
     };
-    let pending = match &host {
-        Ok(host) if is_present => {
-            let with_counters = unchecked.is_set() && dumps.is_none();
-            Some(Prefetch::begin(host, &unchecked.name, scope, with_counters))
+    let with_counters = unchecked.is_set() && surroundings.dumps.is_none();
+    Prefetch::begin(host, &unchecked.name, scope, with_counters)
+}
+
+/// A run whose request is valid.
+struct Running<'a> {
+    host: &'a System,
+    invocation: &'a Invocation,
+    surroundings: &'a Surroundings,
+    state: State,
+}
+
+impl Running<'_> {
+    /// Converges, keeps the request, and waits for connections to end. When a hold or
+    /// a verdict has changed meanwhile, the run begins anew with that.
+    fn finish(&self, mut request: Request, mut pending: Option<PendingPrefetch>) -> Result<Report> {
+        const ATTEMPTS: u32 = 5;
+        let verdicts = self.surroundings.verdicts.as_ref();
+        let mut situation = Situation::find(&self.state, &request, verdicts.map(|one| &**one));
+        let mut attempts = 0;
+        let (mut outcome, prewriter) = loop {
+            attempts += 1;
+            match self.attempt(&mut request, &situation, pending.take()) {
+                Err(error) if error.is::<Outdated>() && attempts < ATTEMPTS => {
+                    situation.update(&self.state);
+                }
+                result => break result?,
+            }
+        };
+        outcome.warnings.extend(situation.warnings(&request));
+        outcome.warnings.extend(self.keep(&outcome));
+        drop(outcome.lock.take());
+        let draining = self.drain(&request, &mut outcome);
+        let report = Report::new(request, outcome, prewriter, self.invocation.mode);
+        Ok(report.with_draining(draining))
+    }
+
+    fn attempt(
+        &self,
+        request: &mut Request,
+        situation: &Situation,
+        pending: Option<PendingPrefetch>,
+    ) -> Result<(Outcome, Prewriter)> {
+        let nearly = request.decide(&situation.circumstances());
+        let prewriter = Prewriter::default();
+        let mut progress = Progress {
+            request,
+            prewriter: &prewriter,
+            situation,
+            pending,
+        };
+        let mut outcome = converge(self.host, request, self.invocation.mode, &mut progress)?;
+        drop(progress);
+        outcome.warnings.extend(nearly);
+        Ok((outcome, prewriter))
+    }
+
+    /// Waits after a change until backends that are out of service have no connections,
+    /// no longer than `drain_timeout`. Returns those that are left.
+    fn drain(&self, request: &Request, outcome: &mut Outcome) -> Option<Vec<Remaining>> {
+        if request.drain_timeout.is_zero() || outcome.failure.is_some() {
+            return None;
         }
-        _ => None,
-    };
-    let request = unchecked.resolve(&lookup)?;
-    let host = host.as_ref().map_err(|error| anyhow!("{error:#}"))?;
-    let prewriter = Prewriter::default();
-    let prefetch = || {
-        if pending.as_ref().is_some_and(|pending| !pending.is_ready()) {
-            prewriter.write_shares(&request);
+        let has_changed = !outcome.steps.is_empty() && self.invocation.mode == RunMode::Apply;
+        let longest = match has_changed {
+            true => request.drain_timeout,
+            false => Duration::ZERO,
+        };
+        let before = outcome.before.rules.iter();
+        let before = before.map(|(family, ruleset)| (*family, &**ruleset));
+        let draining = Draining::new(request, &Plan::new(request), before);
+        match draining.wait(self.host, longest) {
+            Ok(remaining) => Some(remaining),
+            Err(error) => {
+                let warning = format!("drain_timeout: cannot wait for connections: {error:#}");
+                outcome.warnings.push(warning);
+                None
+            }
         }
-        pending.map(PendingPrefetch::finish)
-    };
-    let outcome = converge(host, &request, invocation.mode, prefetch, &mut |steps| {
-        prewriter.write_shares(&request);
-        prewriter.write_steps(steps);
-    })?;
-    Ok(Report::new(request, outcome, prewriter, invocation.mode))
+    }
+
+    /// Keeps the request for `hold`, `release` and `watch`; returns a warning where
+    /// that is not possible.
+    fn keep(&self, outcome: &Outcome) -> Option<String> {
+        if self.invocation.mode == RunMode::Check || outcome.failure.is_some() {
+            return None;
+        }
+        let unchecked = &self.invocation.request;
+        let kept = match unchecked.state {
+            DesiredState::Present => self.state.keep_request(unchecked),
+            DesiredState::Absent => self.state.forget(),
+        };
+        let error = kept.err()?;
+        Some(format!(
+            "the request could not be kept for `hold`, `release` and `watch`: {error:#}"
+        ))
+    }
+}
+
+/// The parts of a run that are done while iptables works.
+struct Progress<'a> {
+    request: &'a Request,
+    prewriter: &'a Prewriter,
+    situation: &'a Situation,
+    pending: Option<PendingPrefetch<'a>>,
+}
+
+impl Hooks for Progress<'_> {
+    fn prefetch(&mut self) -> Prefetch {
+        let Some(pending) = self.pending.take() else {
+            return Prefetch::default();
+        };
+        if !pending.is_ready() {
+            self.prewriter.write_shares(self.request);
+        }
+        pending.finish()
+    }
+
+    fn locked(&mut self) -> Result<()> {
+        self.situation.check()
+    }
+
+    fn meanwhile(&mut self, steps: &Steps) {
+        self.prewriter.write_shares(self.request);
+        self.prewriter.write_steps(steps);
+    }
 }

@@ -25,11 +25,20 @@ _iptables_balance() {
             iptables_balance,help)
                 cmd="iptables_balance__subcmd__help"
                 ;;
+            iptables_balance,hold)
+                cmd="iptables_balance__subcmd__hold"
+                ;;
             iptables_balance,plan)
                 cmd="iptables_balance__subcmd__plan"
                 ;;
+            iptables_balance,release)
+                cmd="iptables_balance__subcmd__release"
+                ;;
             iptables_balance,schema)
                 cmd="iptables_balance__subcmd__schema"
+                ;;
+            iptables_balance,watch)
+                cmd="iptables_balance__subcmd__watch"
                 ;;
             iptables_balance__subcmd__help,apply)
                 cmd="iptables_balance__subcmd__help__subcmd__apply"
@@ -40,11 +49,20 @@ _iptables_balance() {
             iptables_balance__subcmd__help,help)
                 cmd="iptables_balance__subcmd__help__subcmd__help"
                 ;;
+            iptables_balance__subcmd__help,hold)
+                cmd="iptables_balance__subcmd__help__subcmd__hold"
+                ;;
             iptables_balance__subcmd__help,plan)
                 cmd="iptables_balance__subcmd__help__subcmd__plan"
                 ;;
+            iptables_balance__subcmd__help,release)
+                cmd="iptables_balance__subcmd__help__subcmd__release"
+                ;;
             iptables_balance__subcmd__help,schema)
                 cmd="iptables_balance__subcmd__help__subcmd__schema"
+                ;;
+            iptables_balance__subcmd__help,watch)
+                cmd="iptables_balance__subcmd__help__subcmd__watch"
                 ;;
             *)
                 ;;
@@ -53,7 +71,7 @@ _iptables_balance() {
 
     case "${cmd}" in
         iptables_balance)
-            opts="-h -V --help --version plan apply check schema help"
+            opts="-h -V --help --version plan apply check watch hold release schema help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -95,7 +113,7 @@ _iptables_balance() {
             return 0
             ;;
         iptables_balance__subcmd__help)
-            opts="plan apply check schema help"
+            opts="plan apply check watch hold release schema help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -150,7 +168,35 @@ _iptables_balance() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        iptables_balance__subcmd__help__subcmd__hold)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         iptables_balance__subcmd__help__subcmd__plan)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        iptables_balance__subcmd__help__subcmd__release)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -171,6 +217,50 @@ _iptables_balance() {
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        iptables_balance__subcmd__help__subcmd__watch)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        iptables_balance__subcmd__hold)
+            opts="-h --balancer --request --for --reason --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --balancer)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --request)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --for)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --reason)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -200,8 +290,44 @@ _iptables_balance() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        iptables_balance__subcmd__release)
+            opts="-h --balancer --request --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --balancer)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --request)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         iptables_balance__subcmd__schema)
             opts="-h --help request result"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        iptables_balance__subcmd__watch)
+            opts="-h --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -29,6 +29,9 @@ complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -s V -l 
 complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "plan" -d 'Print the iptables-restore text that builds the balancer on an empty host'
 complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "apply" -d 'Apply a request, and show the changes'
 complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "check" -d 'Show the changes that `apply` would make'
+complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "watch" -d 'Apply a request, check the backends for ever, and apply it again when one dies or comes back'
+complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "hold" -d 'Take a backend out of service until it is released, or for a while'
+complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "release" -d 'Bring a backend back that is held'
 complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "schema" -d 'Print a JSON Schema'
 complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand plan" -l current -d 'Print the text that turns this dump of iptables-save into the balancer instead; nothing if they do not differ' -r
@@ -38,9 +41,21 @@ complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand plan" 
 complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand apply" -s h -l help -d 'Print help'
 complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand check" -l exit-code -d 'Exit with 3 if there are changes'
 complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand check" -s h -l help -d 'Print help'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand watch" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand hold" -l balancer -d 'The balancer of the set; needed where several have the backend' -r
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand hold" -l request -d 'The request to apply, instead of the one that was last applied: a file, or - for standard input' -r
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand hold" -l for -d 'The time after which the hold ends, such as 2h or "1day 12h"; without it only `release` ends it' -r
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand hold" -l reason -d 'The reason, for everybody who sees the hold' -r
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand hold" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand release" -l balancer -d 'The balancer of the set; needed where several have the backend' -r
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand release" -l request -d 'The request to apply, instead of the one that was last applied: a file, or - for standard input' -r
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand release" -s h -l help -d 'Print help'
 complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand schema" -s h -l help -d 'Print help'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check schema help" -f -a "plan" -d 'Print the iptables-restore text that builds the balancer on an empty host'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check schema help" -f -a "apply" -d 'Apply a request, and show the changes'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check schema help" -f -a "check" -d 'Show the changes that `apply` would make'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check schema help" -f -a "schema" -d 'Print a JSON Schema'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check schema help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release schema help" -f -a "plan" -d 'Print the iptables-restore text that builds the balancer on an empty host'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release schema help" -f -a "apply" -d 'Apply a request, and show the changes'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release schema help" -f -a "check" -d 'Show the changes that `apply` would make'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release schema help" -f -a "watch" -d 'Apply a request, check the backends for ever, and apply it again when one dies or comes back'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release schema help" -f -a "hold" -d 'Take a backend out of service until it is released, or for a while'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release schema help" -f -a "release" -d 'Bring a backend back that is held'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release schema help" -f -a "schema" -d 'Print a JSON Schema'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release schema help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -52,6 +52,35 @@ _arguments "${_arguments_options[@]}" : \
 ':request -- The request\: a file, or - for standard input:_default' \
 && ret=0
 ;;
+(watch)
+_arguments "${_arguments_options[@]}" : \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+':request -- The request\: a file:_default' \
+&& ret=0
+;;
+(hold)
+_arguments "${_arguments_options[@]}" : \
+'--balancer=[The balancer of the set; needed where several have the backend]:NAME:_default' \
+'--request=[The request to apply, instead of the one that was last applied\: a file, or - for standard input]:FILE:_default' \
+'--for=[The time after which the hold ends, such as 2h or "1day 12h"; without it only \`release\` ends it]:TIME:_default' \
+'--reason=[The reason, for everybody who sees the hold]:TEXT:_default' \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+':name -- The name of the balancer or set:_default' \
+':backend -- The backend\: ADDRESS or ADDRESS\:PORT:_default' \
+&& ret=0
+;;
+(release)
+_arguments "${_arguments_options[@]}" : \
+'--balancer=[The balancer of the set; needed where several have the backend]:NAME:_default' \
+'--request=[The request to apply, instead of the one that was last applied\: a file, or - for standard input]:FILE:_default' \
+'-h[Print help]' \
+'--help[Print help]' \
+':name -- The name of the balancer or set:_default' \
+':backend -- The backend\: ADDRESS or ADDRESS\:PORT:_default' \
+&& ret=0
+;;
 (schema)
 _arguments "${_arguments_options[@]}" : \
 '-h[Print help]' \
@@ -83,6 +112,18 @@ _arguments "${_arguments_options[@]}" : \
 _arguments "${_arguments_options[@]}" : \
 && ret=0
 ;;
+(watch)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
+(hold)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
+(release)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
 (schema)
 _arguments "${_arguments_options[@]}" : \
 && ret=0
@@ -106,6 +147,9 @@ _iptables_balance_commands() {
 'plan:Print the iptables-restore text that builds the balancer on an empty host' \
 'apply:Apply a request, and show the changes' \
 'check:Show the changes that \`apply\` would make' \
+'watch:Apply a request, check the backends for ever, and apply it again when one dies or comes back' \
+'hold:Take a backend out of service until it is released, or for a while' \
+'release:Bring a backend back that is held' \
 'schema:Print a JSON Schema' \
 'help:Print this message or the help of the given subcommand(s)' \
     )
@@ -127,6 +171,9 @@ _iptables_balance__subcmd__help_commands() {
 'plan:Print the iptables-restore text that builds the balancer on an empty host' \
 'apply:Apply a request, and show the changes' \
 'check:Show the changes that \`apply\` would make' \
+'watch:Apply a request, check the backends for ever, and apply it again when one dies or comes back' \
+'hold:Take a backend out of service until it is released, or for a while' \
+'release:Bring a backend back that is held' \
 'schema:Print a JSON Schema' \
 'help:Print this message or the help of the given subcommand(s)' \
     )
@@ -147,25 +194,55 @@ _iptables_balance__subcmd__help__subcmd__help_commands() {
     local commands; commands=()
     _describe -t commands 'iptables_balance help help commands' commands "$@"
 }
+(( $+functions[_iptables_balance__subcmd__help__subcmd__hold_commands] )) ||
+_iptables_balance__subcmd__help__subcmd__hold_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance help hold commands' commands "$@"
+}
 (( $+functions[_iptables_balance__subcmd__help__subcmd__plan_commands] )) ||
 _iptables_balance__subcmd__help__subcmd__plan_commands() {
     local commands; commands=()
     _describe -t commands 'iptables_balance help plan commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__help__subcmd__release_commands] )) ||
+_iptables_balance__subcmd__help__subcmd__release_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance help release commands' commands "$@"
 }
 (( $+functions[_iptables_balance__subcmd__help__subcmd__schema_commands] )) ||
 _iptables_balance__subcmd__help__subcmd__schema_commands() {
     local commands; commands=()
     _describe -t commands 'iptables_balance help schema commands' commands "$@"
 }
+(( $+functions[_iptables_balance__subcmd__help__subcmd__watch_commands] )) ||
+_iptables_balance__subcmd__help__subcmd__watch_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance help watch commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__hold_commands] )) ||
+_iptables_balance__subcmd__hold_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance hold commands' commands "$@"
+}
 (( $+functions[_iptables_balance__subcmd__plan_commands] )) ||
 _iptables_balance__subcmd__plan_commands() {
     local commands; commands=()
     _describe -t commands 'iptables_balance plan commands' commands "$@"
 }
+(( $+functions[_iptables_balance__subcmd__release_commands] )) ||
+_iptables_balance__subcmd__release_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance release commands' commands "$@"
+}
 (( $+functions[_iptables_balance__subcmd__schema_commands] )) ||
 _iptables_balance__subcmd__schema_commands() {
     local commands; commands=()
     _describe -t commands 'iptables_balance schema commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__watch_commands] )) ||
+_iptables_balance__subcmd__watch_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance watch commands' commands "$@"
 }
 
 if [ "$funcstack[1]" = "_iptables_balance" ]; then

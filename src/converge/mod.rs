@@ -18,9 +18,34 @@ use prefetch::Prefetch;
 use reconciler::{Counters, Reconciler};
 use warnings::Context;
 
-/// Does what the request asks for. `prefetch` may return dumps that were started
-/// earlier; they decide only whether there is anything to do. `meanwhile` is
-/// called with the steps while iptables works on them.
+/// The parts of a run that its caller has.
+pub trait Hooks {
+    /// Dumps that were started earlier; they decide only whether there is anything
+    /// to do.
+    fn prefetch(&mut self) -> Prefetch {
+        Prefetch::default()
+    }
+
+    /// Called under the lock, before the host is read again.
+    ///
+    /// # Errors
+    /// When the request is not the right one any more.
+    fn locked(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called with the steps while iptables works on them.
+    fn meanwhile(&mut self, _steps: &Steps) {}
+}
+
+/// Dumps alone.
+impl Hooks for Prefetch {
+    fn prefetch(&mut self) -> Prefetch {
+        std::mem::take(self)
+    }
+}
+
+/// Does what the request asks for.
 ///
 /// # Errors
 /// When the host cannot be read, or the request would do harm there. Nothing
@@ -29,13 +54,12 @@ pub fn converge(
     host: &impl Host,
     request: &Request,
     mode: RunMode,
-    prefetch: impl FnOnce() -> Option<Prefetch>,
-    meanwhile: &mut dyn FnMut(&Steps),
+    hooks: &mut impl Hooks,
 ) -> Result<Outcome> {
     let facts = preflight::facts(host, request);
     let mut warnings = preflight::check(request, &facts).map_err(anyhow::Error::msg)?;
     let reconciler = Reconciler::new(host, request)?;
-    let prefetch = prefetch().unwrap_or_default();
+    let prefetch = hooks.prefetch();
     let generation = prefetch.generation();
     let counters = match generation {
         Some(_) => Counters::Read,
@@ -44,10 +68,13 @@ pub fn converge(
     let state = reconciler.observe(prefetch, counters)?;
     reconciler.check_forwarding(&state)?;
     let steps = reconciler.drift(&state);
-    let _lock = match mode {
+    let lock = match mode {
         RunMode::Apply if !steps.is_empty() => Some(host.lock()?),
         RunMode::Apply | RunMode::Check => None,
     };
+    if lock.is_some() {
+        hooks.locked()?;
+    }
     let attempt = reconciler.attempt(state, steps, generation)?;
     let disconnects = reconciler.disconnects(&attempt);
     let context = Context {
@@ -59,12 +86,13 @@ pub fn converge(
     warnings.extend(warnings::before(context, &attempt));
     let mut outcome = match mode {
         RunMode::Apply if !attempt.steps.is_empty() => {
-            reconciler.apply(attempt, disconnects, meanwhile)
+            reconciler.apply(attempt, disconnects, hooks)
         }
         RunMode::Apply | RunMode::Check => reconciler.predict(attempt, disconnects),
     };
     warnings.append(&mut outcome.warnings);
     warnings.extend(warnings::after(context, &outcome));
     outcome.warnings = warnings;
+    outcome.lock = lock;
     Ok(outcome)
 }

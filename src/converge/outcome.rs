@@ -1,10 +1,12 @@
 //! The state of a host, the steps between two states, and the outcome of a run.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::diff::change::Change;
 use crate::effects::{Effect, HostSettings};
+use crate::host::Lock;
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Family, Variant};
 
@@ -67,6 +69,9 @@ pub struct Outcome {
     pub failure: Option<String>,
     /// The number of attempts at writing: more than one if others wrote too.
     pub attempts: usize,
+    /// The lock under which changes were made, so that what belongs to them can be
+    /// done before anybody else writes.
+    pub lock: Option<Rc<Lock>>,
 }
 
 impl Outcome {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
+use super::Hooks;
 use super::outcome::{HostState, Outcome, Steps};
 use super::prefetch::Prefetch;
 use super::retry::{Applied, Attempt, RetryLog, reads_like, somebody_else_wrote};
@@ -157,10 +158,10 @@ impl<'a, H: Host> Reconciler<'a, H> {
         &self,
         first: Attempt,
         mut disconnects: Disconnects,
-        meanwhile: &mut dyn FnMut(&Steps),
+        hooks: &mut impl Hooks,
     ) -> Outcome {
         let mut log = RetryLog::default();
-        let applied = without_panic(|| self.write_with_retries(&first, &mut log, meanwhile));
+        let applied = without_panic(|| self.write_with_retries(&first, &mut log, hooks));
         let attempts = 1 + log.further.len();
         let (Attempt { steps, before }, last) = log.merge(first);
         let mut outcome = self.outcome(before, steps);
@@ -195,6 +196,7 @@ impl<'a, H: Host> Reconciler<'a, H> {
             warnings: Vec::new(),
             failure: None,
             attempts: 0,
+            lock: None,
         }
     }
 
@@ -220,13 +222,13 @@ impl<'a, H: Host> Reconciler<'a, H> {
         &self,
         first: &Attempt,
         log: &mut RetryLog,
-        meanwhile: &mut dyn FnMut(&Steps),
+        hooks: &mut impl Hooks,
     ) -> Result<HostState> {
         const ATTEMPTS: usize = 3;
         loop {
             let attempt = log.further.last().unwrap_or(first);
             let mut applied = Applied::default();
-            let error = match self.write_and_verify(attempt, &mut applied, meanwhile) {
+            let error = match self.write_and_verify(attempt, &mut applied, hooks) {
                 Ok(after) => return Ok(after),
                 Err(error) => error,
             };
@@ -255,10 +257,10 @@ impl<'a, H: Host> Reconciler<'a, H> {
         &self,
         attempt: &Attempt,
         applied: &mut Applied,
-        meanwhile: &mut dyn FnMut(&Steps),
+        hooks: &mut impl Hooks,
     ) -> Result<HostState> {
         let Attempt { steps, before } = attempt;
-        self.write(steps, before, applied, &mut || meanwhile(steps))?;
+        self.write(steps, before, applied, &mut || hooks.meanwhile(steps))?;
         let after = self.observe(Prefetch::default(), Counters::Skip)?;
         let drift = self.drift(&after);
         if !drift.is_empty() {

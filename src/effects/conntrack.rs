@@ -18,9 +18,9 @@ use crate::diff::change::Change;
 use crate::host::{Host, ReplyFilter};
 use crate::netfilter::rule::{Rule, Target};
 use crate::netfilter::ruleset::{OwnedTable, Ruleset};
-use crate::netfilter::{ConntrackEntry, Endpoint, Family, Protocol, Table};
-use crate::plan::Plan;
-use crate::request::{Disconnect, Request};
+use crate::netfilter::{ConntrackEntry, Endpoint, Family, Name, Protocol, Table};
+use crate::plan::{self, Plan};
+use crate::request::{Disconnect, Request, Service};
 use anyhow::Result;
 
 /// A backend that the rules name no longer, and the connections that it got by
@@ -75,6 +75,74 @@ impl RemovedBackend {
     }
 }
 
+/// The backends that the plan names still, and whose connections are to be found
+/// all the same.
+#[derive(Debug, Default)]
+pub struct Leaving {
+    /// By balancer, which is empty where there is no set, and address and port.
+    backends: BTreeSet<(String, Endpoint)>,
+    /// Also those that have left service by the observed rules.
+    had_left: bool,
+}
+
+impl Leaving {
+    /// The backends of one family that have one of these places.
+    #[must_use]
+    pub fn new(request: &Request, family: Family, places: &[Service]) -> Self {
+        let pools = request.pools().filter(|(_, pool)| pool.family == family);
+        let backends = pools.flat_map(|(balancer, pool)| {
+            let part = balancer.name.clone().unwrap_or_default();
+            let leaving = pool.backends.iter();
+            let leaving = leaving.filter(|backend| places.contains(&backend.service));
+            leaving.map(move |backend| (part.clone(), backend.endpoint))
+        });
+        Self {
+            backends: backends.collect(),
+            had_left: false,
+        }
+    }
+
+    /// The same, also where they had left service before.
+    #[must_use]
+    pub fn or_had_left(self) -> Self {
+        Self {
+            had_left: true,
+            ..self
+        }
+    }
+
+    /// Returns true for a backend that leaves.
+    #[must_use]
+    pub fn includes(&self, part: &str, endpoint: Endpoint) -> bool {
+        !self.backends.is_empty() && self.backends.contains(&(part.to_owned(), endpoint))
+    }
+
+    /// Returns false for a backend that has left service by the observed rules
+    /// already: its connections were found then.
+    #[must_use]
+    pub fn is_meant(
+        &self,
+        name: &Name,
+        nat: &OwnedTable,
+        (part, endpoint): (&str, Endpoint),
+    ) -> bool {
+        if self.had_left || !self.includes(part, endpoint) {
+            return true;
+        }
+        let chain = match part {
+            "" => name.as_str().to_owned(),
+            part => format!("{}/{part}", name.as_str()),
+        };
+        let drained = nat.chains.get(&plan::drain_chain(&chain));
+        let mut rules = drained.iter().flat_map(|chain| &chain.rules);
+        let is_drained = rules.any(|rule| {
+            let target = rule.meaning.as_ref().map(|rule| &rule.target);
+            target == Some(&Target::Dnat(endpoint))
+        });
+        !is_drained
+    }
+}
+
 /// The connections that are to be ended after the changes.
 #[derive(Debug, Default)]
 pub struct Disconnects {
@@ -84,7 +152,8 @@ pub struct Disconnects {
 }
 
 impl Disconnects {
-    /// Finds the backends that these changes remove.
+    /// Finds the backends that these changes remove, or take out of service because
+    /// they are down.
     #[must_use]
     pub fn plan(
         request: &Request,
@@ -97,7 +166,9 @@ impl Disconnects {
             if !changes.iter().any(|change| change.family == *family) {
                 continue;
             }
-            let removed = removed(request, plan, *family, before);
+            let leaving = Leaving::new(request, *family, &[Service::Down]);
+            let ends = |part: Option<&str>, protocol| ends(request, part, protocol);
+            let removed = removed(plan, *family, before, &leaving, &ends);
             if removed.iter().any(|backend| backend.jumps.is_empty()) {
                 let problem = "backends were removed, and no rule tells any more which connections to them were the balancer's";
                 disconnects.warning = Some(format!("{problem}; none was ended"));
@@ -162,6 +233,24 @@ impl Found {
 }
 
 fn find(host: &impl Host, family: Family, removed: &[RemovedBackend]) -> Result<Found> {
+    let places = RefCell::new(BTreeSet::new());
+    let identifiers = each(host, family, removed, &|_, owners| {
+        places.borrow_mut().extend(owners);
+    })?;
+    Ok(Found {
+        places: places.into_inner(),
+        identifiers,
+    })
+}
+
+/// Calls `see` with each conntrack entry that has an owner, and the places of its
+/// owners; with some of them twice. Returns the identifiers of these entries.
+pub(super) fn each(
+    host: &impl Host,
+    family: Family,
+    removed: &[RemovedBackend],
+    see: &dyn Fn(&ConntrackEntry, &[usize]),
+) -> Result<Vec<Vec<u8>>> {
     let mut by_address: HashMap<IpAddr, Vec<usize>> = HashMap::new();
     for (at, backend) in removed.iter().enumerate() {
         let places = by_address.entry(backend.endpoint.address).or_default();
@@ -172,35 +261,37 @@ fn find(host: &impl Host, family: Family, removed: &[RemovedBackend]) -> Result<
         backend: backend.endpoint,
     };
     let filters: Vec<ReplyFilter> = removed.iter().map(filter).collect();
-    let places = RefCell::new(BTreeSet::new());
     let wanted = |entry: &ConntrackEntry| {
         let candidates = by_address.get(&entry.reply_source.0).into_iter().flatten();
         let owners: Vec<usize> = candidates
             .copied()
             .filter(|at| removed[*at].owns(entry))
             .collect();
-        places.borrow_mut().extend(&owners);
+        if !owners.is_empty() {
+            see(entry, &owners);
+        }
         !owners.is_empty()
     };
-    let identifiers = host.connections(family, &filters, &wanted)?;
-    Ok(Found {
-        places: places.into_inner(),
-        identifiers,
-    })
+    host.connections(family, &filters, &wanted)
 }
 
-/// The backends that got connections by the observed rules, are not planned,
-/// and whose connections the request ends.
-fn removed(
-    request: &Request,
+/// Returns true for the connections that are wanted: of a balancer of a set, or of
+/// the only one, and of a protocol.
+pub type Wanted<'a> = &'a dyn Fn(Option<&str>, Protocol) -> bool;
+
+/// The backends that got connections by the observed rules, are not planned or
+/// leave, and whose connections are wanted.
+pub(super) fn removed(
     plan: &Plan,
     family: Family,
     before: &Ruleset,
+    leaving: &Leaving,
+    wanted: Wanted,
 ) -> Vec<RemovedBackend> {
     let nat = before.owned(Table::Nat);
     let jumps = jumps_of(nat);
     if plan.is_set || is_set(&plan.name, nat) {
-        return removed_of_set(request, plan, family, nat);
+        return removed_of_set(plan, family, nat, leaving, wanted);
     }
     let protocols: BTreeSet<_> = jumps.iter().map(|rule| rule.protocol).collect();
     // A rule without a protocol has that of the connections that arrive.
@@ -208,11 +299,11 @@ fn removed(
         Some(protocol) if protocols.len() == 1 => *protocol,
         _ => None,
     };
-    let ends = |protocol: Protocol| ends(request, None, protocol);
     let rules = nat.chains.values().flat_map(|chain| &chain.rules);
     let observed: BTreeSet<_> = rules
         .filter_map(|rule| backend(rule.meaning.as_ref()?, arriving))
-        .filter(|(protocol, _)| ends(*protocol))
+        .filter(|(protocol, _)| wanted(None, *protocol))
+        .filter(|(_, endpoint)| leaving.is_meant(&plan.name, nat, ("", *endpoint)))
         .collect();
     if observed.is_empty() {
         return Vec::new();
@@ -221,6 +312,7 @@ fn removed(
     let planned: BTreeSet<_> = planned
         .flat_map(|table| table.chains.values().flatten())
         .filter_map(|rule| backend(rule, None))
+        .filter(|(_, endpoint)| !leaving.includes("", *endpoint))
         .collect();
     let kept = |protocol: Protocol, address: IpAddr| {
         let same = planned.iter();
@@ -245,20 +337,20 @@ fn removed(
 /// before or after the changes. Each balancer has backends of its own, and its own
 /// `disconnect`.
 fn removed_of_set(
-    request: &Request,
     plan: &Plan,
     family: Family,
     before: &OwnedTable,
+    leaving: &Leaving,
+    wanted: Wanted,
 ) -> Vec<RemovedBackend> {
     let jumps = jumps_of(before);
-    let routes = Routes::new(plan, family, before);
-    let ends = |part: &str, protocol| ends(request, Some(part), protocol);
+    let routes = Routes::new(plan, family, before, leaving);
     let removed: BTreeSet<_> = routes
         .observed
         .backends
         .iter()
         .filter(|backend| !routes.planned.backends.contains(*backend))
-        .filter(|(part, protocol, _)| ends(part, *protocol))
+        .filter(|(part, protocol, _)| wanted(Some(part), *protocol))
         .cloned()
         .collect();
     if removed.is_empty() {

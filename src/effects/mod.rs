@@ -6,6 +6,7 @@
 //! and effects are shown, applied and rolled back.
 
 pub mod conntrack;
+pub mod draining;
 mod routes;
 pub mod rules_file;
 pub mod sysctl;

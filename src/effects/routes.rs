@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::conntrack::backend;
+use super::conntrack::{Leaving, backend};
 use crate::netfilter::rule::{Matches, Rule, Target};
 use crate::netfilter::ruleset::{OwnedTable, SavedRule};
 use crate::netfilter::{ConntrackEntry, Endpoint, Family, Name, Protocol, Table};
@@ -20,13 +20,16 @@ pub struct Routes {
 }
 
 impl Routes {
-    pub fn new(plan: &Plan, family: Family, before: &OwnedTable) -> Self {
+    pub fn new(plan: &Plan, family: Family, before: &OwnedTable, leaving: &Leaving) -> Self {
         let nothing = TablePlan::default();
         let planned = plan.tables.get(&(family, Table::Nat)).unwrap_or(&nothing);
-        Self {
-            observed: Ways::observed(&plan.name, before),
+        let mut routes = Self {
+            observed: Ways::observed(&plan.name, before, leaving),
             planned: Ways::planned(plan, planned),
-        }
+        };
+        let backends = &mut routes.planned.backends;
+        backends.retain(|(part, _, endpoint)| !leaving.includes(part, *endpoint));
+        routes
     }
 
     /// Returns true if the planned rules lead the connection to a balancer that has
@@ -61,7 +64,7 @@ pub struct Ways {
 }
 
 impl Ways {
-    fn observed(name: &Name, nat: &OwnedTable) -> Self {
+    fn observed(name: &Name, nat: &OwnedTable, leaving: &Leaving) -> Self {
         let set = is_set(name, nat).then(|| name.clone());
         let rules = |rules: &[SavedRule]| -> Vec<Rule> {
             rules
@@ -73,7 +76,10 @@ impl Ways {
         let jumps = jumps.filter_map(|jump| jump.rule.meaning.clone()).collect();
         let chains = nat.chains.iter();
         let chains = chains.map(|(name, chain)| (name.clone(), rules(&chain.rules)));
-        Self::new(set, jumps, chains.collect())
+        let mut ways = Self::new(set, jumps, chains.collect());
+        let backends = &mut ways.backends;
+        backends.retain(|(part, _, endpoint)| leaving.is_meant(name, nat, (part, *endpoint)));
+        ways
     }
 
     fn planned(plan: &Plan, nat: &TablePlan) -> Self {

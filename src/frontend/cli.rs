@@ -6,9 +6,10 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
+use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::invocation::{PLAIN, parse};
 use super::{schema, terminal};
@@ -16,13 +17,15 @@ use crate::converge::outcome::RunMode;
 use crate::diff;
 use crate::diff::change::Change;
 use crate::host::lookup;
+use crate::maintenance::{self, Action, Order};
 use crate::netfilter::ruleset::Ruleset;
-use crate::netfilter::{Family, Table};
+use crate::netfilter::{Endpoint, Family, Name, Table};
 use crate::plan::{self, Plan};
 use crate::report::Report;
 use crate::request::{Request, UncheckedRequest};
 use crate::restore::{self, Step};
 use crate::run::{Invocation, Run};
+use crate::watch;
 
 /// Spreads new connections over servers with the kernel's iptables.
 #[derive(Parser)]
@@ -68,11 +71,68 @@ enum Command {
         #[arg(long)]
         exit_code: bool,
     },
+    /// Apply a request, check the backends for ever, and apply it again when one dies or comes back.
+    ///
+    /// It is made for systemd. SIGHUP reads the request again; SIGTERM ends it and leaves the rules as they are.
+    Watch {
+        /// The request: a file.
+        request: OsString,
+    },
+    /// Take a backend out of service until it is released, or for a while.
+    ///
+    /// The request as it was last applied is applied again. Every later run honours the hold and tells of it.
+    Hold {
+        #[command(flatten)]
+        backend: BackendArguments,
+        /// The time after which the hold ends, such as 2h or "1day 12h"; without it only `release` ends it.
+        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+        time: Option<Duration>,
+        /// The reason, for everybody who sees the hold.
+        #[arg(long, value_name = "TEXT", value_parser = reason)]
+        reason: Option<String>,
+    },
+    /// Bring a backend back that is held.
+    Release {
+        #[command(flatten)]
+        backend: BackendArguments,
+    },
     /// Print a JSON Schema.
     Schema {
         /// The schema of a request, or that of a result.
         kind: SchemaArgument,
     },
+}
+
+#[derive(Args)]
+struct BackendArguments {
+    /// The name of the balancer or set.
+    #[arg(value_parser = Name::new)]
+    name: Name,
+    /// The backend: ADDRESS or ADDRESS:PORT.
+    #[arg(value_parser = endpoint)]
+    backend: Endpoint,
+    /// The balancer of the set; needed where several have the backend.
+    #[arg(long, value_name = "NAME")]
+    balancer: Option<String>,
+    /// The request to apply, instead of the one that was last applied: a file, or - for standard input.
+    #[arg(long, value_name = "FILE")]
+    request: Option<OsString>,
+}
+
+fn endpoint(text: &str) -> Result<Endpoint, &'static str> {
+    let problem =
+        "is neither ADDRESS nor ADDRESS:PORT; an IPv6 address with a port is [ADDRESS]:PORT";
+    Endpoint::parse(text).ok_or(problem)
+}
+
+/// A reason that stays on one line of a message.
+fn reason(text: &str) -> Result<String, &'static str> {
+    const LONGEST: usize = 200;
+    match text {
+        _ if text.chars().any(char::is_control) => Err("has a control character in it"),
+        _ if text.chars().count() > LONGEST => Err("is longer than 200 characters"),
+        text => Ok(text.trim().to_owned()),
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -161,6 +221,56 @@ pub fn run(
         Command::Check { request, exit_code } => {
             act(&request, RunMode::Check, exit_code, (out, errors), run)
         }
+        Command::Watch { request } => follow(&request, errors),
+        Command::Hold {
+            backend,
+            time,
+            reason,
+        } => {
+            let seconds = time.map(|time| time.as_secs());
+            maintain(backend, &Action::Hold { seconds, reason }, (out, errors))
+        }
+        Command::Release { backend } => maintain(backend, &Action::Release, (out, errors)),
+    }
+}
+
+/// Watches until a signal ends it. Each line is flushed: a journal reads it.
+fn follow(request: &OsString, errors: &mut impl Write) -> io::Result<u8> {
+    let read = || match checked_request(request) {
+        Ok(request) => Ok(request),
+        Err(UsageError(problem)) => Err(anyhow::anyhow!(problem)),
+    };
+    if let Err(error) = read() {
+        return complain(&error.to_string(), 2, errors);
+    }
+    let mut tell = |line: &str| {
+        writeln!(errors, "iptables_balance: {line}").ok();
+    };
+    match watch::watch(&read, &mut tell) {
+        Ok(()) => Ok(0),
+        Err(error) => complain(&format!("{error:#}"), 1, errors),
+    }
+}
+
+fn maintain(
+    arguments: BackendArguments,
+    action: &Action,
+    (out, errors): (&mut (impl Write + IsTerminal), &mut impl Write),
+) -> io::Result<u8> {
+    let request = arguments.request.as_ref().map(checked_request);
+    let request = match request.transpose() {
+        Ok(request) => request,
+        Err(UsageError(problem)) => return complain(&problem, 2, errors),
+    };
+    let order = Order {
+        name: arguments.name,
+        balancer: arguments.balancer,
+        backend: arguments.backend,
+        request,
+    };
+    match maintenance::carry_out(&order, action) {
+        Ok(report) => show(&report, false, (out, errors)),
+        Err(error) => complain(&format!("{error:#}; nothing was changed"), 1, errors),
     }
 }
 
@@ -201,11 +311,20 @@ fn act(
         mode,
         diff: true,
     });
+    show(&report, exit_code, (out, errors))
+}
+
+/// Shows a report; returns the exit code.
+fn show(
+    report: &Report,
+    exit_code: bool,
+    (out, errors): (&mut (impl Write + IsTerminal), &mut impl Write),
+) -> io::Result<u8> {
     for warning in &report.warnings {
         writeln!(errors, "iptables_balance: warning: {warning}")?;
     }
-    out.write_all(terminal::report(&report, style(out)).as_bytes())?;
-    exit(&report, exit_code, errors)
+    out.write_all(terminal::report(report, style(out)).as_bytes())?;
+    exit(report, exit_code, errors)
 }
 
 fn style(out: &impl IsTerminal) -> terminal::Style {

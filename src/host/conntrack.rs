@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 
 use super::netlink::{
@@ -13,12 +13,16 @@ use super::netlink::{
 use crate::netfilter::{ConntrackEntry, Endpoint, Family, Protocol};
 
 const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+const IPCTNL_MSG_CT_NEW: u16 = 0;
 const IPCTNL_MSG_CT_GET: u16 = 1;
 const IPCTNL_MSG_CT_DELETE: u16 = 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
+const CTA_TIMEOUT: u16 = 7;
 const CTA_ID: u16 = 12;
+const CTA_NAT_DST: u16 = 13;
 const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
 const CTA_TUPLE_IP: u16 = 1;
@@ -30,10 +34,20 @@ const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_NAT_V4_MINIP: u16 = 1;
+const CTA_NAT_V6_MINIP: u16 = 4;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
+/// `TCP_CONNTRACK_TIME_WAIT` and `TCP_CONNTRACK_CLOSE`.
+const CLOSED: [u8; 2] = [7, 8];
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 const CTA_FILTER_F_CTA_IP_SRC: u32 = 1 << 0;
 const CTA_FILTER_F_CTA_PROTO_NUM: u32 = 1 << 3;
 const CTA_FILTER_F_CTA_PROTO_SRC_PORT: u32 = 1 << 4;
+/// The status bit of an entry that was answered: its packets are not NEW.
+const IPS_SEEN_REPLY: u32 = 1 << 1;
+/// The status bit of an entry that is in the table.
+const IPS_CONFIRMED: u32 = 1 << 3;
 /// The status bit of an entry whose destination was rewritten, of
 /// `enum ip_conntrack_status`.
 const IPS_DST_NAT: u32 = 1 << 5;
@@ -163,6 +177,61 @@ pub fn delete(family: Family, identifiers: &[Vec<u8>]) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the entry of a TCP connection that is about to begin, as one that keeps
+/// its addresses and was answered already. It lasts for some seconds if the
+/// connection does not come.
+///
+/// # Errors
+/// Without the capability, without the module `nf_conntrack_netlink`, or when there
+/// is such an entry.
+pub fn enter(
+    socket: &mut Socket,
+    from: SocketAddr,
+    to: SocketAddr,
+    seconds: u32,
+) -> io::Result<()> {
+    let status = IPS_SEEN_REPLY | IPS_CONFIRMED;
+    // To the same address: then the kernel asks no rule of nat.
+    let same = match to.ip() {
+        IpAddr::V4(address) => encoded(CTA_NAT_V4_MINIP, &address.octets()),
+        IpAddr::V6(address) => encoded(CTA_NAT_V6_MINIP, &address.octets()),
+    };
+    let attributes = [
+        direction(CTA_TUPLE_ORIG, from, to),
+        direction(CTA_TUPLE_REPLY, to, from),
+        encoded(CTA_TIMEOUT, &seconds.to_be_bytes()),
+        encoded(CTA_STATUS, &status.to_be_bytes()),
+        nested(CTA_NAT_DST, &[same]),
+    ];
+    socket.create(Message {
+        kind: NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW,
+        family: Family::of(to.ip()),
+        attributes: &attributes.concat(),
+    })
+}
+
+/// One direction of a TCP connection.
+fn direction(kind: u16, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let address = |address: SocketAddr, v4, v6| match address.ip() {
+        IpAddr::V4(address) => encoded(v4, &address.octets()),
+        IpAddr::V6(address) => encoded(v6, &address.octets()),
+    };
+    let addresses = [
+        address(from, CTA_IP_V4_SRC, CTA_IP_V6_SRC),
+        address(to, CTA_IP_V4_DST, CTA_IP_V6_DST),
+    ];
+    let ports = [
+        encoded(CTA_PROTO_NUM, &[Protocol::Tcp.number()]),
+        encoded(CTA_PROTO_SRC_PORT, &from.port().to_be_bytes()),
+        encoded(CTA_PROTO_DST_PORT, &to.port().to_be_bytes()),
+    ];
+    let tuple = [
+        nested(CTA_TUPLE_IP, &addresses),
+        nested(CTA_TUPLE_PROTO, &ports),
+    ];
+    nested(kind, &tuple)
+}
+
 /// An entry with ports whose destination was rewritten.
 fn read(attributes: &[u8]) -> Option<ConntrackEntry> {
     let status = attribute(attributes, CTA_STATUS)?.try_into().ok()?;
@@ -174,10 +243,18 @@ fn read(attributes: &[u8]) -> Option<ConntrackEntry> {
     Some(ConntrackEntry {
         protocol: original.protocol,
         source: original.source.0,
+        source_port: original.source.1,
         destination: original.destination.0,
         port: original.destination.1,
         reply_source: reply.source,
+        is_closed: is_closed(attributes).unwrap_or(false),
     })
+}
+
+fn is_closed(attributes: &[u8]) -> Option<bool> {
+    let tcp = attribute(attribute(attributes, CTA_PROTOINFO)?, CTA_PROTOINFO_TCP)?;
+    let state = attribute(tcp, CTA_PROTOINFO_TCP_STATE)?.first()?;
+    Some(CLOSED.contains(state))
 }
 
 fn tuple(attributes: &[u8]) -> Option<Tuple> {
@@ -216,7 +293,7 @@ fn identifier(attributes: &[u8]) -> Vec<u8> {
 mod tests {
     use super::*;
 
-    fn direction(kind: u16, from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Vec<u8> {
+    fn udp(kind: u16, from: ([u8; 4], u16), to: ([u8; 4], u16)) -> Vec<u8> {
         let addresses = [encoded(1, &from.0), encoded(2, &to.0)];
         let ports = [
             encoded(CTA_PROTO_NUM, &[17]),
@@ -232,8 +309,8 @@ mod tests {
 
     fn entry(status: u32) -> Vec<u8> {
         [
-            direction(CTA_TUPLE_ORIG, ([10, 8, 0, 2], 4000), ([10, 8, 0, 1], 53)),
-            direction(
+            udp(CTA_TUPLE_ORIG, ([10, 8, 0, 2], 4000), ([10, 8, 0, 1], 53)),
+            udp(
                 CTA_TUPLE_REPLY,
                 ([10, 9, 0, 1], 5353),
                 ([10, 8, 0, 2], 4000),
@@ -252,11 +329,19 @@ mod tests {
             ConntrackEntry {
                 protocol: 17,
                 source: [10, 8, 0, 2].into(),
+                source_port: 4000,
                 destination: [10, 8, 0, 1].into(),
                 port: 53,
                 reply_source: ([10, 9, 0, 1].into(), 5353),
+                is_closed: false,
             }
         );
+        for (state, is_closed) in [(3, false), (6, false), (7, true), (8, true)] {
+            let state = encoded(CTA_PROTOINFO_TCP_STATE, &[state]);
+            let tcp = nested(CTA_PROTOINFO_TCP, &[state]);
+            let with_state = [entry(IPS_DST_NAT), nested(CTA_PROTOINFO, &[tcp])].concat();
+            assert_eq!(read(&with_state).unwrap().is_closed, is_closed);
+        }
         assert_eq!(read(&entry(8)), None);
         let named = identifier(&entry(0));
         assert_eq!(attribute(&named, CTA_ID), Some(&[1, 2, 3, 4][..]));

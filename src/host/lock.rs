@@ -12,20 +12,20 @@ use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 
-use super::capabilities;
+use super::{capabilities, state_directory};
 
 /// The lock, held until it is dropped; the kernel lets go of it when the
 /// process and those that it started have ended, however that comes about.
 #[derive(Debug)]
 pub struct Lock {
-    _file: Option<File>,
+    file: Option<File>,
 }
 
 impl Lock {
     /// No lock, for a host that only this process uses.
     #[must_use]
     pub fn none() -> Self {
-        Self { _file: None }
+        Self { file: None }
     }
 
     /// Waits for the lock for at most that long. Its file is made if need be,
@@ -34,7 +34,7 @@ impl Lock {
     /// # Errors
     /// When another run still holds it then, or the file cannot be opened.
     pub fn take(wait: Duration) -> Result<Self> {
-        let path = named_by("IPTABLES_BALANCE_LOCKFILE", "/run/iptables_balance.lock");
+        let path = lock_file();
         Self::hold(&path, wait)?.with_context(|| {
             format!(
                 "another run held the lock `{}` for more than {} s (attribute `wait`)",
@@ -42,6 +42,30 @@ impl Lock {
                 wait.as_secs()
             )
         })
+    }
+
+    /// The lock, if nobody else has it now.
+    ///
+    /// # Errors
+    /// When its file cannot be opened.
+    pub fn try_take() -> Result<Option<Self>> {
+        Self::hold(&lock_file(), Duration::ZERO)
+    }
+
+    /// The lock of a service, in a file of the program's own directory. Programs that the
+    /// service starts do not hold it.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub(super) fn of_file(path: &Path) -> Result<Option<Self>> {
+        if let Some(directory) = path.parent() {
+            state_directory::make(directory)?;
+        }
+        let lock = Self::hold(path, Duration::ZERO)?;
+        if let Some(Self { file: Some(file) }) = &lock {
+            fcntl_setfd(file, FdFlags::CLOEXEC)?;
+        }
+        Ok(lock)
     }
 
     /// The lock that legacy iptables takes for each program, for one that is too
@@ -78,7 +102,7 @@ impl Lock {
                     // The lock is held until the last program that was started
                     // has ended, also when this process is killed before.
                     fcntl_setfd(&file, FdFlags::empty())?;
-                    return Ok(Some(Self { _file: Some(file) }));
+                    return Ok(Some(Self { file: Some(file) }));
                 }
                 Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
                     thread::sleep(INTERVAL);
@@ -93,6 +117,10 @@ impl Lock {
     }
 }
 
+fn lock_file() -> PathBuf {
+    named_by("IPTABLES_BALANCE_LOCKFILE", "/run/iptables_balance.lock")
+}
+
 /// The error when the lock of xtables is not free in time.
 pub fn xtables_held(wait: Duration) -> String {
     format!(
@@ -101,8 +129,8 @@ pub fn xtables_held(wait: Duration) -> String {
     )
 }
 
-/// The file that a variable names, as `XTABLES_LOCKFILE` does for iptables.
-fn named_by(variable: &str, default: &str) -> PathBuf {
+/// The path that a variable names, as `XTABLES_LOCKFILE` does for iptables.
+pub(super) fn named_by(variable: &str, default: &str) -> PathBuf {
     let named = env::var_os(variable).filter(|name| !name.is_empty());
     named.map_or_else(|| PathBuf::from(default), PathBuf::from)
 }

@@ -5,6 +5,7 @@
 
 mod boot;
 mod capabilities;
+mod clock;
 mod conntrack;
 mod dumps;
 mod facts;
@@ -13,24 +14,31 @@ mod jumps;
 mod lock;
 mod netlink;
 mod nftables;
+mod probe;
 mod process;
 mod programs;
 mod resolver;
+pub mod service;
+mod state_directory;
 mod system;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::Result;
 
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{ConntrackEntry, Family, Name, Table, Variant};
+pub use clock::{seconds_since_1970, since_boot};
 pub use conntrack::ReplyFilter;
 pub use dumps::Dumps;
 pub use facts::{Facts, Questions, Ssh, forwarding_sysctl};
 pub use lock::Lock;
+pub use probe::{HttpProbe, Probe, ProbeFailure, ProbeMethod, ProbeResult, Prober, SourceKey};
 pub use process::CannotStart;
-pub use resolver::{lookup, service_port};
+pub use resolver::{Names, lookup, service_port};
+pub use state_directory::{Stamp, StateDirectory};
 pub use system::System;
 
 /// The tables that are read.
@@ -73,11 +81,11 @@ pub trait Host {
     /// Returns true if there are programs for the family.
     fn supports(&self, family: Family) -> bool;
 
-    /// Keeps other runs of this program from writing, until it is dropped.
+    /// Keeps other runs of this program from writing, until the last owner drops it.
     ///
     /// # Errors
     /// When another run holds it for too long, or its file cannot be opened.
-    fn lock(&self) -> Result<Lock>;
+    fn lock(&self) -> Result<Rc<Lock>>;
 
     /// The number of changes of rules so far, by whatever program: a dump that was
     /// begun at a number is true as long as that stays. `None` where nobody counts.

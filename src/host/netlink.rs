@@ -25,6 +25,8 @@ const NLM_F_ACK: u16 = 0x004;
 /// The table changed while the kernel listed it.
 const NLM_F_DUMP_INTR: u16 = 0x010;
 const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
 /// The length of the header.
 const HEADER: usize = 16;
 /// Attempts at a list that the kernel reports as interrupted. A commit of
@@ -175,6 +177,16 @@ impl<C: Channel> Socket<C> {
     pub fn order(&mut self, message: Message) -> io::Result<()> {
         let ignore = &mut |_: &[u8]| ControlFlow::Continue(());
         self.ask(message, NLM_F_ACK, ignore).map(|_| ())
+    }
+
+    /// Orders something new, which must not exist yet.
+    ///
+    /// # Errors
+    /// As [`Self::order`].
+    pub fn create(&mut self, message: Message) -> io::Result<()> {
+        let ignore = &mut |_: &[u8]| ControlFlow::Continue(());
+        self.ask(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, ignore)
+            .map(|_| ())
     }
 
     /// Gives an order in a batch of its own, as nftables wants its changes.

@@ -1,5 +1,7 @@
 //! The addresses of names, as this host finds them.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::mpsc;
@@ -26,6 +28,75 @@ pub fn lookup(name: &str) -> Result<Vec<IpAddr>, String> {
             "the resolver did not answer within {} seconds",
             LIMIT.as_secs()
         )),
+    }
+}
+
+/// Names and their addresses for a program that goes on for ever. An answer serves
+/// until a later one, also when the resolver fails for a while.
+#[derive(Default)]
+pub struct Names {
+    known: RefCell<BTreeMap<String, Vec<IpAddr>>>,
+    pending: RefCell<Option<mpsc::Receiver<Answers>>>,
+}
+
+/// The addresses of each name that has some.
+type Answers = BTreeMap<String, Vec<IpAddr>>;
+
+impl Names {
+    /// The addresses that are known of a name, else as [`lookup`].
+    ///
+    /// # Errors
+    /// As [`lookup`], for a name of which nothing is known.
+    pub fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, String> {
+        if let Some(known) = self.known.borrow().get(name) {
+            return Ok(known.clone());
+        }
+        let found = lookup(name)?;
+        let mut known = self.known.borrow_mut();
+        known.insert(name.to_owned(), found.clone());
+        Ok(found)
+    }
+
+    /// Looks all names up again, without waiting for the answers.
+    pub fn refresh(&self) {
+        let names: Vec<String> = self.known.borrow().keys().cloned().collect();
+        let mut pending = self.pending.borrow_mut();
+        if names.is_empty() || pending.is_some() {
+            return;
+        }
+        let (answer, answered) = mpsc::channel();
+        let ask = move || {
+            let found = names.into_iter().filter_map(|name| {
+                let found = lookup(&name).ok().filter(|found| !found.is_empty())?;
+                Some((name, found))
+            });
+            answer.send(found.collect()).ok();
+        };
+        // Without a thread the known addresses serve on.
+        if thread::Builder::new().spawn(ask).is_ok() {
+            *pending = Some(answered);
+        }
+    }
+
+    /// Takes the answers that have arrived; returns true if an address is another one.
+    pub fn update(&self) -> bool {
+        let mut pending = self.pending.borrow_mut();
+        let answers = match pending.as_ref().map(mpsc::Receiver::try_recv) {
+            None | Some(Err(mpsc::TryRecvError::Empty)) => return false,
+            Some(answers) => answers.unwrap_or_default(),
+        };
+        *pending = None;
+        let mut known = self.known.borrow_mut();
+        let mut is_changed = false;
+        for (name, mut found) in answers {
+            found.sort_unstable();
+            let before = known.insert(name, found.clone());
+            is_changed |= before.is_none_or(|mut before| {
+                before.sort_unstable();
+                before != found
+            });
+        }
+        is_changed
     }
 }
 

@@ -31,6 +31,8 @@ const SAVES: u32 = 3;
 pub struct System {
     programs: Programs,
     wait: u32,
+    /// The lock, where the caller holds it already.
+    lock: Option<Rc<Lock>>,
     /// The dumps of earlier runs of the session, on nft.
     dumps: Option<Rc<Dumps>>,
     /// The forwarding of each interface before we switched it on.
@@ -46,6 +48,7 @@ impl System {
         Ok(Self {
             programs: Programs::choose(choice)?,
             wait: wait.max(1),
+            lock: None,
             dumps: None,
             interfaces: RefCell::default(),
         })
@@ -56,6 +59,21 @@ impl System {
     pub fn in_session(mut self, dumps: &Rc<Dumps>) -> Self {
         let is_counted = self.variant() == Variant::Nft;
         self.dumps = is_counted.then(|| Rc::clone(dumps));
+        self
+    }
+
+    /// The lock, if nobody else has it now.
+    ///
+    /// # Errors
+    /// When its file cannot be opened.
+    pub fn try_lock(&self) -> Result<Option<Rc<Lock>>> {
+        Ok(Lock::try_take()?.map(Rc::new))
+    }
+
+    /// The same host for a caller that holds the lock.
+    #[must_use]
+    pub fn under(mut self, lock: Rc<Lock>) -> Self {
+        self.lock = Some(lock);
         self
     }
 
@@ -157,8 +175,11 @@ impl Host for System {
             .all(|tool| self.programs.path(family, tool).is_ok())
     }
 
-    fn lock(&self) -> Result<Lock> {
-        Lock::take(self.patience())
+    fn lock(&self) -> Result<Rc<Lock>> {
+        match &self.lock {
+            Some(lock) => Ok(Rc::clone(lock)),
+            None => Lock::take(self.patience()).map(Rc::new),
+        }
     }
 
     fn generation(&self) -> Option<u32> {

@@ -3,7 +3,7 @@
 //! | table | chain | holds | reached from |
 //! |---|---|---|---|
 //! | nat | `NAME`, `NAME/...` | the choice of a backend | PREROUTING, OUTPUT |
-//! | nat | `NAME/drain` | the backends of weight 0, so that they stay known | nowhere |
+//! | nat | `NAME/drain` | the backends that are not in service, so that they stay known | nowhere |
 //! | nat | `NAME/masq` | the connections whose source is rewritten | POSTROUTING |
 //! | nat | `NAME/filter` | nothing: a mark that filter has chains too | nowhere |
 //! | filter | `NAME/forward` | the connections that are accepted | FORWARD |
@@ -240,13 +240,20 @@ fn server(balancer: &Balancer, backend: &Backend) -> Rule {
     }
 }
 
-/// The backends of weight 0, in a chain that nothing jumps to. It is the record
-/// that their connections belong to this balancer, for the time when they are
-/// removed.
+/// The backends that are not in service, in a chain that nothing jumps to. It is the
+/// record that their connections belong to this balancer, for the time when they
+/// are removed.
 fn drained(balancer: &Balancer, pool: &Pool) -> Option<(String, Vec<Rule>)> {
-    let drained = pool.backends.iter().filter(|backend| backend.weight == 0);
+    let backends = pool.backends.iter();
+    let drained = backends.filter(|backend| !backend.is_in_service());
     let rules: Vec<Rule> = drained.map(|backend| server(balancer, backend)).collect();
-    (!rules.is_empty()).then(|| (chain_of(&balancer.chain, "drain"), rules))
+    (!rules.is_empty()).then(|| (drain_chain(&balancer.chain), rules))
+}
+
+/// The chain of the backends that are not in service.
+#[must_use]
+pub fn drain_chain(balancer: &str) -> String {
+    chain_of(balancer, "drain")
 }
 
 #[cfg(test)]

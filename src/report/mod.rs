@@ -16,11 +16,12 @@ use serde_json::value::{RawValue, to_raw_value};
 use crate::converge::outcome::{Outcome, RunMode, Steps};
 use crate::diff::change::{Change, Kind};
 use crate::effects::Effect;
+use crate::effects::draining::Remaining;
 use crate::netfilter::ruleset::SavedRule;
 use crate::netfilter::shares::shares_of_chain;
 use crate::netfilter::statistic::Share;
 use crate::netfilter::{Family, Table, Variant};
-use crate::request::{Balancer, Desired, DesiredState, Name, Pool, Request};
+use crate::request::{Balancer, Desired, DesiredState, Name, Pool, Request, Verdict};
 pub use diff::Diff;
 
 /// The result of a run.
@@ -56,6 +57,9 @@ pub struct Report {
     /// The balancers of a set, in the order of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub balancers: Option<Vec<ReportedBalancer>>,
+    /// The connections that backends of weight 0, held and removed ones have left, if `drain_timeout` asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draining: Option<Vec<Remaining>>,
     /// The rules and settings of the balancer before and after, if a diff was requested. Of a set, what changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub diff: Option<Diff>,
@@ -115,6 +119,11 @@ pub struct ReportedShare {
     pub weight: u32,
     /// Its share of its family's new connections, 0 to 1: the double nearest to the exact share.
     pub share: f64,
+    /// True if it gets new connections.
+    pub in_service: bool,
+    /// The verdict of its health checks. Left out where it is not checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Verdict>,
 }
 
 /// A part of the report that may be JSON already.
@@ -209,6 +218,8 @@ fn shares(
             port: backend.endpoint.port,
             weight: backend.weight,
             share: share.as_f64(),
+            in_service: share != Share::NONE,
+            health: backend.health,
         }));
     }
     all
@@ -257,6 +268,7 @@ impl Report {
             variant: Some(outcome.variant),
             iptables_version: outcome.version().map(str::to_owned),
             diff: None,
+            draining: None,
             balancers: set::balancers(&request, &steps),
             distribution: distribution(&request, &outcome, prewriter.shares),
             changes: Prewritten {
@@ -287,6 +299,12 @@ impl Report {
         let steps = &self.changes.value;
         self.diff = source.map(|(request, outcome)| Diff::new(request, outcome, steps));
         self
+    }
+
+    /// Adds the connections that are left.
+    #[must_use]
+    pub fn with_draining(self, draining: Option<Vec<Remaining>>) -> Self {
+        Self { draining, ..self }
     }
 
     /// Writes the report as one line of JSON.

@@ -6,8 +6,9 @@ use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
-use super::coerce::{BadRequest, Field, Mistakes, all, integer, integer_in, list, text};
+use super::coerce::{BadRequest, Field, Mistakes, all, boolean, integer, integer_in, list, text};
 use super::pool::gcd;
+use super::service::{Service, Verdict};
 use super::unchecked::BackendAttributes;
 use super::{WEIGHT_MAX, given, json, shaped};
 use crate::netfilter::Endpoint;
@@ -17,8 +18,14 @@ use crate::netfilter::Endpoint;
 pub struct Backend {
     /// Its address and port; without a port connections keep theirs.
     pub endpoint: Endpoint,
-    /// Its part, 0 to 2^31 - 1.
+    /// Its part, 0 to 2^31 - 1, while it is in service.
     pub weight: u32,
+    /// It is in service only while no other is.
+    pub backup: bool,
+    /// The place that was decided for it.
+    pub service: Service,
+    /// The result of its health checks, where there are any.
+    pub health: Option<Verdict>,
 }
 
 /// One item of the list. Its host may have several addresses.
@@ -27,6 +34,7 @@ pub(super) struct BackendEntry {
     pub host: Host,
     pub port: Option<u16>,
     pub weight: u32,
+    pub backup: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -42,6 +50,24 @@ impl Host {
 }
 
 impl Backend {
+    /// A backend in service, and no backup.
+    #[must_use]
+    pub fn new(endpoint: Endpoint, weight: u32) -> Self {
+        Self {
+            endpoint,
+            weight,
+            backup: false,
+            service: Service::default(),
+            health: None,
+        }
+    }
+
+    /// Returns true if it gets new connections.
+    #[must_use]
+    pub fn is_in_service(&self) -> bool {
+        self.service == Service::InService
+    }
+
     /// A number that depends on nothing but the address and port: FNV-1a over
     /// their bytes, and then mixed as `SplitMix64` does, so that all its bits do.
     #[must_use]
@@ -199,9 +225,9 @@ fn backend(place: &Field) -> Result<BackendEntry, BadRequest> {
     match &*place.value {
         Value::Object(object) => backend_from_object(place, object),
         Value::String(_) => backend_from_text(place),
-        _ => Err(place.refuse(
-            "is neither an object {address, port, weight} nor a string HOST[:PORT] [weight=N]",
-        )),
+        _ => Err(place.refuse(format_args!(
+            "is neither an object {{address, port, weight, backup}} nor a string {FORM}"
+        ))),
     }
 }
 
@@ -214,22 +240,28 @@ fn backend_from_object(place: &Field, object: &json::Object) -> Result<BackendEn
     let port = port.map(|port| integer(&port, PORTS)).transpose();
     let weight = given(place.path.key("weight"), &attributes.weight);
     let weight = weight.map_or(Ok(1), |weight| integer(&weight, 0..=WEIGHT_MAX));
+    let backup = given(place.path.key("backup"), &attributes.backup);
+    let backup = backup.map_or(Ok(false), |backup| boolean(&backup));
     let mut mistakes = Mistakes::default();
     let host = mistakes.take(host(&address));
     let port = mistakes.take(port);
     let weight = mistakes.take(weight);
-    let (host, port, weight) = mistakes.or(host
+    let backup = mistakes.take(backup).unwrap_or_default();
+    mistakes.or(host
         .zip(port)
         .zip(weight)
-        .map(|((host, port), weight)| (host, port, weight)))?;
-    Ok(BackendEntry {
-        host,
-        port: port.and_then(as_port),
-        weight,
-    })
+        .map(|((host, port), weight)| BackendEntry {
+            host,
+            port: port.and_then(as_port),
+            weight,
+            backup,
+        }))
 }
 
-/// `HOST[:PORT] [weight=N]`
+/// The words of a backend that is written as text.
+const FORM: &str = "HOST[:PORT] [weight=N] [backup]";
+
+/// [`FORM`]
 fn backend_from_text(place: &Field) -> Result<BackendEntry, BadRequest> {
     let line = text(place)?;
     if line.contains("://") {
@@ -241,11 +273,14 @@ fn backend_from_text(place: &Field) -> Result<BackendEntry, BadRequest> {
     let refuse = |key, value: &str, problem: String| {
         Field::owned(place.path.key(key), value).refuse(problem)
     };
-    let mut weight = None;
+    let (mut weight, mut backup) = (None, false);
     for word in words {
+        if word == "backup" && !backup {
+            backup = true;
+            continue;
+        }
         let value = word.strip_prefix("weight=").filter(|_| weight.is_none());
-        let value =
-            value.ok_or_else(|| place.refuse("is not of the form HOST[:PORT] [weight=N]"))?;
+        let value = value.ok_or_else(|| place.refuse(format_args!("is not of the form {FORM}")))?;
         let given = integer_in(value, 0..=WEIGHT_MAX);
         weight = Some(given.map_err(|problem| refuse("weight", value, problem))?);
     }
@@ -257,6 +292,7 @@ fn backend_from_text(place: &Field) -> Result<BackendEntry, BadRequest> {
         host: host(address).map_err(|problem| refuse("address", address, problem.to_owned()))?,
         port: port.map(given).transpose()?.and_then(as_port),
         weight: weight.unwrap_or(1),
+        backup,
     })
 }
 

@@ -9,7 +9,9 @@ use super::backend::{BackendEntry, backends};
 use super::coerce::{BadRequest, Mistakes, choice};
 use super::gateway::{Gateway, gateway};
 use super::hash::{Hashing, hashing};
+use super::health::{Health, check_ports, health};
 use super::pool::{Arranger, Arranging, Method, Pool, pools};
+use super::service::Known;
 use super::traffic::{destination, interface, networks, ports as ports_of};
 use super::unchecked::RequestAttributes;
 use super::{DesiredState, Disconnect, Jump, Layout, Lookup, Mode, given, word};
@@ -27,8 +29,12 @@ pub struct Balancer {
     pub mode: Mode,
     /// The hash that decides, if one does.
     pub hashing: Hashing,
+    /// One chain or a tree of chains.
+    pub layout: Layout,
     /// The families that have backends, in order.
     pub pools: Vec<Pool>,
+    /// The health checks of the backends.
+    pub health: Option<Health>,
     /// The transport protocol.
     pub protocol: Protocol,
     /// The ports that are balanced.
@@ -63,7 +69,6 @@ pub enum Destination {
 pub(super) struct Draft {
     pub balancer: Balancer,
     pub listed: Vec<BackendEntry>,
-    pub layout: Layout,
 }
 
 impl Draft {
@@ -89,6 +94,10 @@ impl Draft {
         let in_interface = mistakes.take(interface("in_interface", &attributes.in_interface));
         let jump = mistakes.take(word("jump", &attributes.jump, Jump::WORDS));
         let gateway = mistakes.take(gateway(attributes));
+        let health = mistakes.take(health(attributes));
+        if let (Some(Some(health)), Some(Some(listed))) = (&health, &backends) {
+            mistakes.take(check_ports(health, listed));
+        }
         if state == DesiredState::Absent {
             return mistakes.or(Some(None));
         }
@@ -105,6 +114,8 @@ impl Draft {
             chain: String::new(),
             mode: mode.unwrap_or_default(),
             hashing,
+            layout: Layout::default(),
+            health: health.flatten(),
             protocol,
             destination: destination.unwrap_or(Destination::Any),
             sources: sources.unwrap_or_default(),
@@ -116,13 +127,7 @@ impl Draft {
             disconnect: Disconnect::default(),
         });
         let listed = backends.flatten().unwrap_or_default();
-        mistakes.or(balancer.map(|balancer| {
-            Some(Self {
-                balancer,
-                listed,
-                layout: Layout::default(),
-            })
-        }))
+        mistakes.or(balancer.map(|balancer| Some(Self { balancer, listed })))
     }
 
     /// Returns true if a backend is a name that must be looked up.
@@ -140,11 +145,7 @@ impl Draft {
     ) -> Result<Balancer, BadRequest> {
         let mut balancer = self.balancer;
         let named = balancer.families_named();
-        let method = Method {
-            mode: balancer.mode,
-            layout: self.layout,
-            hashing: balancer.hashing,
-        };
+        let method = balancer.method();
         let arranging = Arranging { method, arranger };
         balancer.pools = pools(&self.listed, &named, lookup, arranging)?;
         balancer.keep_used(inherited);
@@ -226,6 +227,36 @@ impl Balancer {
             if addresses.keys().any(|family| used.contains(family)) {
                 addresses.retain(|family, _| used.contains(family));
             }
+        }
+    }
+
+    fn method(&self) -> Method {
+        Method {
+            mode: self.mode,
+            layout: self.layout,
+            hashing: self.hashing,
+        }
+    }
+
+    /// Decides which backends are in service; returns true where that needs other
+    /// weights, see [`Pool::decide`].
+    pub(super) fn decide(&mut self, known: &Known, arranger: &mut Arranger) -> bool {
+        let method = self.method();
+        let mut arranging = Arranging { method, arranger };
+        let threshold = self.health.as_ref().map(|health| health.panic_threshold);
+        let mut is_changed = false;
+        for pool in &mut self.pools {
+            is_changed |= pool.decide(known, threshold, &mut arranging);
+        }
+        is_changed
+    }
+
+    /// A warning with the name of the balancer, if it is of a set.
+    #[must_use]
+    pub fn worded(&self, warning: &str) -> String {
+        match &self.name {
+            None => warning.to_owned(),
+            Some(name) => format!("balancer `{name}`: {warning}"),
         }
     }
 

@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::iter::Enumerate;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 use std::{slice, vec};
 
 use serde_json::Value;
@@ -303,6 +304,57 @@ fn whole(text: &str) -> Option<i64> {
         return None;
     }
     Some(sign * digits.parse::<i64>().unwrap_or(i64::MAX))
+}
+
+/// A time in seconds within `range`, with up to three decimals: `2`, `"0.25"`.
+pub(super) fn seconds(
+    place: &Field,
+    range: RangeInclusive<Duration>,
+) -> Result<Duration, BadRequest> {
+    let text = match &*place.value {
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.trim().to_owned(),
+        _ => String::new(),
+    };
+    let time = milliseconds(&text).map(Duration::from_millis);
+    let time = time.ok_or_else(|| place.refuse("is no time in seconds, such as 2 or 0.25"))?;
+    match range.contains(&time) {
+        true => Ok(time),
+        false => Err(place.refuse(format_args!(
+            "is not between {} and {} seconds",
+            range.start().as_secs_f64(),
+            range.end().as_secs_f64()
+        ))),
+    }
+}
+
+/// The value of decimal digits with an optional fraction, in thousandths. Digits after
+/// the third decimal are zeros.
+fn milliseconds(text: &str) -> Option<u64> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let fraction = match fraction.trim_end_matches('0') {
+        _ if !is_number(fraction) => return None,
+        significant if significant.len() > 3 => return None,
+        significant => format!("{significant:0<3}"),
+    };
+    let whole: u64 = Some(whole).filter(|part| is_number(part))?.parse().ok()?;
+    whole.checked_mul(1000)?.checked_add(fraction.parse().ok()?)
+}
+
+/// An object, or its JSON text.
+pub(super) fn object<'a>(
+    place: &'a Field,
+    example: &str,
+) -> Result<Cow<'a, json::Object>, BadRequest> {
+    match &*place.value {
+        Value::Object(object) => Ok(Cow::Borrowed(object)),
+        Value::String(text) => match from_json_text(place, text)? {
+            Some(Value::Object(object)) => Ok(Cow::Owned(object)),
+            _ => Err(place.refuse(format_args!("is no mapping such as {example}"))),
+        },
+        _ => Err(place.refuse(format_args!("is no mapping such as {example}"))),
+    }
 }
 
 /// A boolean in any spelling that Ansible knows.

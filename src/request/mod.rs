@@ -7,15 +7,19 @@ mod claims;
 mod coerce;
 mod gateway;
 mod hash;
+mod health;
 pub mod json;
 mod pool;
+mod service;
 mod set;
 mod shape;
 mod traffic;
 pub(crate) mod unchecked;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::slice;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -28,17 +32,20 @@ pub use balancer::{Balancer, Destination};
 use balancer::{Draft, Inherited};
 pub use claims::listed;
 pub use coerce::BadRequest;
-use coerce::{Field, Mistakes, Path, boolean, choice, integer, text};
+use coerce::{Field, Mistakes, Path, boolean, choice, integer, seconds, text};
 use gateway::persist;
 pub use gateway::{Gateway, Masquerading, Persist};
 pub use hash::Hashing;
+pub use health::{Check, Health, PanicThreshold};
 use pool::Arranger;
 pub use pool::Pool;
+pub use service::{Circumstances, Known, Service, Verdict};
 use set::SetDraft;
 use shape::{misshapen, names_of, shaped};
 use unchecked::RequestAttributes;
 pub use unchecked::{
-    DesiredState, Disconnect, HashKey, Jump, Layout, Masquerade, Mode, VariantChoice, WhenEmpty,
+    CheckType, DesiredState, Disconnect, HashKey, Jump, Layout, Masquerade, Mode, VariantChoice,
+    WhenEmpty,
 };
 
 /// The largest weight: 2^31 - 1.
@@ -60,6 +67,9 @@ pub struct Request {
     /// The protocols whose connections are ended when their backend is removed, of
     /// balancers that are not there any more.
     pub disconnect: Disconnect,
+    /// The longest time to wait after a change for the connections of backends that
+    /// are out of service.
+    pub drain_timeout: Duration,
     /// Warnings about values that may be meant otherwise.
     pub warnings: Vec<String>,
 }
@@ -78,6 +88,8 @@ pub struct UncheckedRequest {
     /// The time to wait for locks, in seconds.
     pub wait: u32,
     attributes: RequestAttributes,
+    /// All attributes as they arrived, without `backends` and `balancers`.
+    small: json::Object,
 }
 
 /// The desired state.
@@ -101,7 +113,7 @@ impl UncheckedRequest {
     /// For unknown attributes, and where one of these is wrong. Then the mistakes
     /// in the other attributes are named too.
     pub fn from_json(attributes: json::Object) -> Result<Self, BadRequest> {
-        let (attributes, mut mistakes) = RequestAttributes::from_json(attributes);
+        let (attributes, small, mut mistakes) = RequestAttributes::from_json(attributes);
         let are_names_known = mistakes.is_empty();
         let wait = given("wait", &attributes.wait);
         let wait = mistakes.take(wait.map_or(Ok(10), |place| integer(&place, 0..=3600)));
@@ -116,6 +128,7 @@ impl UncheckedRequest {
                 variant,
                 wait,
                 attributes,
+                small,
             });
             return mistakes.or(unchecked);
         }
@@ -132,6 +145,7 @@ impl UncheckedRequest {
             }
         }
         mistakes.take(persist(&attributes.persist));
+        mistakes.take(drain_timeout(&attributes));
         if given("balancers", &attributes.balancers).is_none() {
             mistakes.take(word(
                 "disconnect",
@@ -141,6 +155,39 @@ impl UncheckedRequest {
             mistakes.take(word("layout", &attributes.layout, Layout::WORDS));
         }
         mistakes.or(None)
+    }
+
+    /// Reads the text of a request.
+    ///
+    /// # Errors
+    /// When it is no JSON object, and as [`Self::from_json`].
+    pub fn parse(text: &[u8]) -> Result<Self, BadRequest> {
+        let bad = |problem: String| BadRequest::new("", format!("the request is {problem}"));
+        match json::parse(text) {
+            Ok(Value::Object(attributes)) => Self::from_json(attributes),
+            Ok(_) => Err(bad("not a JSON object".to_owned())),
+            Err(error) => Err(bad(format!("not JSON: {error}"))),
+        }
+    }
+
+    /// The request as one line of JSON, with the attributes in the order of their names.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        let large = [
+            ("backends", &self.attributes.backends),
+            ("balancers", &self.attributes.balancers),
+        ];
+        let large = large
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        let small = self
+            .small
+            .iter()
+            .map(|(name, value)| (name.as_str(), value));
+        let all: BTreeMap<&str, &Value> = small.chain(large).collect();
+        let mut text = serde_json::to_vec(&all).unwrap_or_default();
+        text.push(b'\n');
+        text
     }
 
     /// Returns true if it is about a set of balancers.
@@ -198,6 +245,7 @@ impl UncheckedRequest {
         };
         let drafts = mistakes.take(drafts);
         let persist = mistakes.take(persist(&attributes.persist));
+        let drain_timeout = mistakes.take(drain_timeout(attributes));
         let (mut disconnect, mut layout) = (None, None);
         // A set has checked them with its other defaults.
         if !self.is_set() || drafts.is_some() {
@@ -209,7 +257,7 @@ impl UncheckedRequest {
         let disconnect = disconnect.unwrap_or_default();
         let mut warnings = Vec::new();
         if let Drafts::One(Some(draft)) = &mut drafts {
-            draft.layout = layout.unwrap_or_default();
+            draft.balancer.layout = layout.unwrap_or_default();
             draft.balancer.disconnect = disconnect;
             self.name.as_str().clone_into(&mut draft.balancer.chain);
             let place = given("backends", &attributes.backends);
@@ -223,6 +271,7 @@ impl UncheckedRequest {
                 desired: Desired::Absent,
                 persist: persist.unwrap_or_default(),
                 disconnect,
+                drain_timeout: drain_timeout.unwrap_or_default(),
                 warnings: warnings.concat(),
             },
             state: self.state,
@@ -327,6 +376,29 @@ impl Request {
         }
     }
 
+    /// Decides which backends are in service under these circumstances, and arranges
+    /// them; returns warnings about their shares. Without circumstances every
+    /// backend is healthy.
+    pub fn decide(&mut self, circumstances: &Circumstances) -> Vec<String> {
+        let balancers = match &mut self.desired {
+            Desired::Absent => &mut [],
+            Desired::Balancer(balancer) => slice::from_mut(&mut **balancer),
+            Desired::Set(balancers) => balancers.as_mut_slice(),
+        };
+        let mut arranger = Arranger::default();
+        let nothing = Known::default();
+        let mut warnings = Vec::new();
+        for balancer in balancers {
+            let known = circumstances.0.get(&balancer.name).unwrap_or(&nothing);
+            if balancer.decide(known, &mut arranger) {
+                let nearly = "the weights of the backends that are in service would need too many rules; \
+                              they get nearly these shares";
+                warnings.push(balancer.worded(nearly));
+            }
+        }
+        warnings
+    }
+
     /// The pools of all balancers.
     pub fn pools(&self) -> impl Iterator<Item = (&Balancer, &Pool)> {
         let balancers = self.balancers().iter();
@@ -343,8 +415,9 @@ pub fn flag(name: &str, value: &Value) -> Result<bool, BadRequest> {
 }
 
 impl RequestAttributes {
-    /// The known attributes, and the mistakes in the names of others.
-    fn from_json(mut attributes: json::Object) -> (Self, Mistakes) {
+    /// The known attributes, the object without those that may be long, and the
+    /// mistakes in the names of others.
+    fn from_json(mut attributes: json::Object) -> (Self, json::Object, Mistakes) {
         let mut mistakes = Mistakes::default();
         attributes.retain(|_, value| !value.is_null());
         if attributes.contains_key("name") && attributes.remove("chain").is_some() {
@@ -371,6 +444,7 @@ impl RequestAttributes {
                 balancers,
                 ..rest
             },
+            attributes,
             mistakes,
         )
     }
@@ -388,6 +462,14 @@ fn name(attributes: &RequestAttributes) -> Result<Name, BadRequest> {
     let place = given("name", &attributes.name)
         .ok_or_else(|| BadRequest::new("name", "is missing; it names the chain"))?;
     Name::new(&text(&place)?).map_err(|problem| place.refuse(problem))
+}
+
+fn drain_timeout(attributes: &RequestAttributes) -> Result<Duration, BadRequest> {
+    const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+    let place = given("drain_timeout", &attributes.drain_timeout);
+    place.map_or(Ok(Duration::ZERO), |place| {
+        seconds(&place, Duration::ZERO..=LONGEST)
+    })
 }
 
 /// One of the words of an enum, or its default.

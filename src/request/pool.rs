@@ -8,6 +8,8 @@ use std::slice;
 use super::backend::{Backend, BackendEntry, Host, unusable};
 use super::coerce::BadRequest;
 use super::hash::Hashing;
+use super::health::PanicThreshold;
+use super::service::{self, Known, Service};
 use super::{Layout, Lookup, Mode, WEIGHT_MAX};
 use crate::netfilter::{Endpoint, Family};
 use crate::schedule::{self, Arranged, Arrangement};
@@ -28,8 +30,62 @@ impl Pool {
     /// Returns true if no backend takes new connections.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.backends.iter().all(|backend| backend.weight == 0)
+        !self.backends.iter().any(Backend::is_in_service)
     }
+
+    /// Decides anew who is in service. Returns true if the weights of those do not
+    /// fit any more, so that the nearest ones that do were taken: a server that dies
+    /// must not stop a run.
+    pub(super) fn decide(
+        &mut self,
+        known: &Known,
+        panic_threshold: Option<PanicThreshold>,
+        arranging: &mut Arranging,
+    ) -> bool {
+        let before: Vec<Service> = self.backends.iter().map(|one| one.service).collect();
+        service::decide(&mut self.backends, known, panic_threshold);
+        let now = self.backends.iter().map(|backend| backend.service);
+        if now.eq(before) {
+            return false;
+        }
+        if self.is_empty() {
+            self.arrangement = Arrangement::empty();
+            return false;
+        }
+        let exact = to_arrange(&self.backends, Backend::is_in_service);
+        if let Arranged::Fits(arrangement) = arranging.arrange(self.family, &exact) {
+            self.arrangement = arrangement;
+            return false;
+        }
+        let weights: Vec<u32> = exact.iter().map(|backend| backend.weight).collect();
+        let equal = weights
+            .iter()
+            .map(|weight| u32::from(*weight > 0))
+            .collect();
+        for nearest in [smaller(&weights), equal] {
+            let mut backends = exact.clone();
+            for (backend, weight) in backends.iter_mut().zip(nearest) {
+                backend.weight = weight;
+            }
+            if let Arranged::Fits(arrangement) = arranging.arrange(self.family, &backends) {
+                self.arrangement = arrangement;
+                break;
+            }
+        }
+        true
+    }
+}
+
+/// The backends for the schedule. Those that are not wanted have no part.
+fn to_arrange(backends: &[Backend], is_wanted: fn(&Backend) -> bool) -> Vec<schedule::Backend> {
+    let to_arrange = |backend: &Backend| schedule::Backend {
+        hash: backend.hash(),
+        weight: match is_wanted(backend) {
+            true => backend.weight,
+            false => 0,
+        },
+    };
+    backends.iter().map(to_arrange).collect()
 }
 
 /// The backends by family, each arranged into chains. An empty list is an empty
@@ -129,13 +185,17 @@ fn of_family(
                 Some(earlier) => {
                     let backend: &mut Backend = &mut backends[*earlier];
                     backend.weight = backend.weight.saturating_add(weight);
+                    backend.backup &= item.backup;
                 }
                 None => {
                     if may_meet {
                         known.insert(endpoint, backends.len());
                     }
                     places.push(at);
-                    backends.push(Backend { endpoint, weight });
+                    backends.push(Backend {
+                        backup: item.backup,
+                        ..Backend::new(endpoint, weight)
+                    });
                 }
             }
         }
@@ -174,43 +234,41 @@ pub(super) fn gcd(one: u128, other: u128) -> u128 {
     }
 }
 
+/// A pool as it is while every backend is healthy. The backups must fit too.
 fn pool(
     family: Family,
     places: &[usize],
-    backends: Vec<Backend>,
+    mut backends: Vec<Backend>,
     arranging: &mut Arranging,
 ) -> Result<Pool, BadRequest> {
-    if backends.iter().all(|backend| backend.weight == 0) {
-        return Ok(Pool {
-            family,
-            backends,
-            arrangement: Arrangement::empty(),
-        });
-    }
-    let to_arrange = |backend: &Backend| schedule::Backend {
-        hash: backend.hash(),
-        weight: backend.weight,
+    service::decide(&mut backends, &Known::default(), None);
+    let mode = arranging.method.mode;
+    let mut fitting = |is_wanted: fn(&Backend) -> bool| match backends.iter().any(is_wanted) {
+        false => Ok(Arrangement::empty()),
+        true => match arranging.arrange(family, &to_arrange(&backends, is_wanted)) {
+            Arranged::Fits(arrangement) => Ok(arrangement),
+            Arranged::TooManyRules => Err(too_many_rules(&backends)),
+            Arranged::TooSmall(at) => Err(too_small(mode, places[at], backends[at].weight)),
+        },
     };
-    let arranged: Vec<_> = backends.iter().map(to_arrange).collect();
-    match arranging.arrange(family, &arranged) {
-        Arranged::Fits(arrangement) => Ok(Pool {
-            family,
-            backends,
-            arrangement,
-        }),
-        Arranged::TooManyRules => Err(too_many_rules(&backends)),
-        Arranged::TooSmall(at) => Err(BadRequest::new(
-            format!("backends[{}].weight", places[at]),
-            format!(
-                "`{}` is too small beside the others: the kernel's {}; take less unequal weights",
-                backends[at].weight,
-                match arranging.method.mode {
-                    Mode::Nth | Mode::Random => "chances are whole numbers of 2^-31",
-                    Mode::Hash => "hashes are whole numbers of 2^-32",
-                },
-            ),
-        )),
-    }
+    let arrangement = fitting(Backend::is_in_service)?;
+    fitting(|backend| backend.service == Service::Reserve)?;
+    Ok(Pool {
+        family,
+        backends,
+        arrangement,
+    })
+}
+
+fn too_small(mode: Mode, place: usize, weight: u32) -> BadRequest {
+    let unit = match mode {
+        Mode::Nth | Mode::Random => "the kernel's chances are whole numbers of 2^-31",
+        Mode::Hash => "the thresholds of a hash are whole numbers of 2^-32",
+    };
+    BadRequest::new(
+        format!("backends[{place}].weight"),
+        format!("`{weight}` is too small beside the others: {unit}; take less unequal weights"),
+    )
 }
 
 /// The way to arrange backends into chains.

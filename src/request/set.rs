@@ -15,7 +15,15 @@ use super::unchecked::{BalancerAttributes, RequestAttributes};
 use super::{DesiredState, Disconnect, Layout, Lookup, Name, given, json, word};
 
 /// The attributes that belong to the whole set.
-const OF_THE_SET: [&str; 6] = ["state", "variant", "wait", "persist", "ip_forward", "jump"];
+const OF_THE_SET: [&str; 7] = [
+    "state",
+    "variant",
+    "wait",
+    "persist",
+    "ip_forward",
+    "jump",
+    "drain_timeout",
+];
 
 /// A balancer of a set before its names are looked up.
 pub(super) struct SetDraft {
@@ -123,7 +131,7 @@ fn read(
     let Some(mut draft) = draft else {
         return Ok((label, None));
     };
-    draft.layout = layout.unwrap_or_default();
+    draft.balancer.layout = layout.unwrap_or_default();
     draft.balancer.disconnect = disconnect;
     draft.balancer.chain = format!("{}/{label}", set.as_str());
     draft.balancer.name = Some(label.clone());
@@ -198,6 +206,7 @@ fn known(object: &json::Object) -> Option<BalancerAttributes> {
             "forward" => &mut found.forward,
             "when_empty" => &mut found.when_empty,
             "disconnect" => &mut found.disconnect,
+            "health" => &mut found.health,
             _ => return None,
         };
         *place = Some(value.clone());
@@ -260,6 +269,7 @@ fn with_defaults(
         forward: or(own.forward, &defaults.forward),
         when_empty: or(own.when_empty, &defaults.when_empty),
         disconnect: or(own.disconnect, &defaults.disconnect),
+        health: or(own.health, &defaults.health),
         jump: defaults.jump.clone(),
         ip_forward: defaults.ip_forward.clone(),
         ..RequestAttributes::default()
@@ -302,6 +312,6 @@ mod tests {
             let read = BalancerAttributes::deserialize(shape).unwrap();
             assert_eq!(format!("{copied:?}"), format!("{read:?}"));
         }
-        assert_eq!(names.len(), 19);
+        assert_eq!(names.len(), 20);
     }
 }

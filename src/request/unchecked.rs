@@ -133,6 +133,17 @@ pub(crate) struct RequestAttributes {
     #[schemars(with = "Option<Disconnect>", extend("default" = "udp"))]
     pub disconnect: Option<Value>,
 
+    /// Probe the backends, and give no new connections to one that is down. With the verdicts of a running `watch`
+    /// for the same name, else by probing at each run. The connections of a backend that goes down are ended as
+    /// `disconnect` says.
+    #[schemars(with = "Option<HealthAttributes>")]
+    pub health: Option<Value>,
+
+    /// Seconds to wait after a change until backends that are removed, held or of weight 0 have no connections left,
+    /// decimals allowed. The result says in `draining` what is left then.
+    #[schemars(with = "Option<f64>", range(max = 86400), extend("default" = 0))]
+    pub drain_timeout: Option<Value>,
+
     /// Make it survive a reboot: true finds the distribution's own files; one path serves one family,
     /// with both in use it takes the mapping. With `absent`, the files named are cleaned too.
     #[schemars(with = "Option<PersistForm>", extend("default" = false))]
@@ -233,6 +244,10 @@ pub(crate) struct BalancerAttributes {
     /// See `disconnect` of a single balancer; the default is that of the set.
     #[schemars(with = "Option<Disconnect>")]
     pub disconnect: Option<Value>,
+
+    /// See `health` of a single balancer; the default is that of the set, as a whole.
+    #[schemars(with = "Option<HealthAttributes>")]
+    pub health: Option<Value>,
 }
 
 /// A backend.
@@ -253,6 +268,80 @@ pub(crate) struct BackendAttributes {
     /// connections and keeps the old ones.
     #[schemars(with = "Option<u32>", range(max = 2_147_483_647), extend("default" = 1))]
     pub weight: Option<Value>,
+
+    /// A backup gets new connections only while no other backend of its family is in service.
+    #[schemars(with = "Option<bool>", extend("default" = false))]
+    pub backup: Option<Value>,
+}
+
+/// The health checks of a balancer's backends.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "HealthChecks")]
+pub(crate) struct HealthAttributes {
+    /// `tcp`: the connection is accepted. `http`: GET is answered with an expected status.
+    #[schemars(with = "Option<CheckType>", extend("default" = "tcp"))]
+    pub r#type: Option<Value>,
+
+    /// The port that is probed; default is the port of the backend. Required where a backend has none.
+    #[schemars(with = "Option<u16>", range(min = 1))]
+    pub port: Option<Value>,
+
+    /// With `http`: the path that is asked for.
+    #[schemars(with = "Option<String>", regex(pattern = "^/[!-~]*$"), extend("default" = "/"))]
+    pub path: Option<Value>,
+
+    /// With `http`: the header `Host`; default is the address that is probed.
+    #[schemars(with = "Option<String>")]
+    pub host: Option<Value>,
+
+    /// With `http`: the expected status, a code, a range, or a list of these.
+    #[schemars(with = "Option<OneOrList<StatusForm>>", extend("default" = "200-399"))]
+    pub status: Option<Value>,
+
+    /// Seconds from the beginning of one check to the next, decimals allowed.
+    #[schemars(with = "Option<f64>", range(min = 0.05, max = 3600), extend("default" = 2))]
+    pub interval: Option<Value>,
+
+    /// Seconds that a check may take, decimals allowed.
+    #[schemars(with = "Option<f64>", range(min = 0.01, max = 3600), extend("default" = 1))]
+    pub timeout: Option<Value>,
+
+    /// Good checks in a row that bring a backend up.
+    #[schemars(with = "Option<u32>", range(min = 1, max = 1000), extend("default" = 2))]
+    pub rise: Option<Value>,
+
+    /// Failed checks in a row that take a backend down.
+    #[schemars(with = "Option<u32>", range(min = 1, max = 1000), extend("default" = 3))]
+    pub fall: Option<Value>,
+
+    /// Per cent of the weight. When no more than this is healthy, health is ignored and every backend that is no backup gets
+    /// connections. With 0 that is when nothing is healthy. `never`: an unhealthy pool is an empty pool, see `when_empty`.
+    #[schemars(with = "Option<ThresholdForm>", extend("default" = 0))]
+    pub panic_threshold: Option<Value>,
+}
+
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+enum StatusForm {
+    Code(#[schemars(range(min = 100, max = 599))] u16),
+    Range(#[schemars(regex(pattern = "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$"))] String),
+}
+
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code)]
+enum ThresholdForm {
+    PerCent(#[schemars(range(max = 100))] u32),
+    Word(Never),
+}
+
+#[derive(JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(dead_code)]
+enum Never {
+    Never,
 }
 
 #[derive(JsonSchema)]
@@ -429,6 +518,17 @@ words!(
         Always = "always",
         /// None.
         Never = "never",
+    }
+);
+words!(
+    /// The kind of a health check.
+    #[schemars(rename = "CheckType")]
+    CheckType {
+        /// The connection is accepted.
+        #[default]
+        Tcp = "tcp",
+        /// GET is answered with an expected status.
+        Http = "http",
     }
 );
 words!(

@@ -1,7 +1,7 @@
 //! Real playbooks, with Debian's ansible-core and the newest one from `PyPI`.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -233,6 +233,91 @@ fn the_services_of_a_gateway_in_one_task() {
         assert!(
             web[0].starts_with("10.9.0.1") || web[0].starts_with("10.9.0.2"),
             "{web:?}"
+        );
+    }
+}
+
+/// Stands in for systemd: it starts the command of the unit, and sends it SIGHUP.
+const SYSTEMCTL: &str = r#"#!/bin/sh
+unit=$(echo "$*" | grep -o "iptables_balance@[A-Z]*" | head -1); name=${unit#*@}; pid=$HERE/$name.pid
+running() { [ -s "$pid" ] && kill -0 "$(cat "$pid")" 2>/dev/null; }
+case "$*" in
+  *show*) echo "Id=$unit.service"; echo LoadState=loaded; if running; then echo ActiveState=active; else echo ActiveState=inactive; fi;;
+  *is-enabled*) [ -e "$HERE/enabled" ] && echo enabled || { echo disabled; exit 1; };;
+  *enable*) touch "$HERE/enabled";;
+  *daemon-reload*|*--version*) echo "systemd 252";;
+  *reload*) kill -HUP "$(cat "$pid")";;
+  *start*)
+    command=$(sed -n "s|^ExecStart=/usr/sbin/|$HERE/|p" /etc/systemd/system/iptables_balance@.service | sed "s/%i/$name/")
+    setsid $command >"$HERE/log" 2>&1 </dev/null & echo $! >"$pid";;
+esac
+"#;
+
+#[test]
+fn the_example_with_health_installs_a_watcher_and_reloads_it() {
+    for release in releases() {
+        let mut lab = Lab::new();
+        lab.gateway = lab.gateway.with_etc_of_its_own();
+        lab.servers
+            .serve("tcp", &["10.9.0.1:5308", "10.9.0.3:5308"]);
+        let gateway = &lab.gateway;
+        let here = gateway.scratch().join("host");
+        fs::create_dir(&here).unwrap();
+        let systemctl = here.join("systemctl");
+        fs::write(&systemctl, SYSTEMCTL).unwrap();
+        fs::set_permissions(&systemctl, PermissionsExt::from_mode(0o755)).unwrap();
+        let sbin = here.display();
+        let options = format!(
+            "{{\"program\": \"{PROGRAM}\", \"sbin\": \"{sbin}\", \"ansible_remote_tmp\": \"{sbin}\", \"ansible_python_interpreter\": \"/usr/bin/python3\"}}"
+        );
+        let path = format!("{sbin}:{}", std::env::var("PATH").unwrap());
+        let environment =
+            format!("{{\"play_environment\": {{\"PATH\": \"{path}\", \"HERE\": \"{sbin}\"}}}}");
+        let text = fs::read_to_string(Path::new(ROOT).join("examples/ansible/health.yml")).unwrap();
+        let text = text.replace("../../module-spec", &format!("{ROOT}/module-spec"));
+        let text = text.replace(
+            "  become: true\n",
+            "  environment: \"{{ play_environment }}\"\n",
+        );
+        let playbook = gateway.scratch().join("health.yml");
+        fs::write(&playbook, text).unwrap();
+        let play_it = |more: &[&str]| {
+            let played = play(
+                gateway,
+                &release,
+                &playbook,
+                &[&["-e", &options, "-e", &environment], more].concat(),
+            );
+            assert!(played.success, "{}", played.text);
+            played
+        };
+        let kill = || {
+            let pid = fs::read_to_string(here.join("EDGE.pid")).unwrap_or_default();
+            std::process::Command::new("kill")
+                .arg(pid.trim())
+                .status()
+                .ok();
+        };
+        assert!(play_it(&[]).recap("changed") >= 4);
+        std::thread::sleep(std::time::Duration::from_millis(2500));
+        let log = || fs::read_to_string(here.join("log")).unwrap();
+        let answers = lab.client.connect("tcp", "10.8.0.1:5308", 2);
+        let again = play_it(&[]);
+        // Another request: the service reads it again.
+        play_it(&[
+            "-e",
+            "{\"edge\": {\"name\": \"EDGE\", \"destination_port\": 5308, \"masquerade\": true, \"forward\": true, \"backends\": [\"10.9.0.3:5308\"]}}",
+        ]);
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        let moved = lab.client.connect("tcp", "10.8.0.1:5308", 1);
+        kill();
+        assert_eq!(answers, ["10.9.0.1", "10.9.0.1"], "{}", log());
+        assert_eq!(again.recap("changed"), 0, "{}", again.text);
+        assert_eq!(moved, ["10.9.0.3"], "{}", log());
+        assert!(
+            log().contains("backend `10.9.0.2:5308` is down"),
+            "{}",
+            log()
         );
     }
 }

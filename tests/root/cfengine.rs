@@ -459,6 +459,38 @@ fn the_module_definition_is_that_of_the_examples() {
 
 // --- a strict stand-in ----------------------------------------------------------------------------------------------
 
+#[test]
+fn the_example_with_health_gives_a_dead_server_nothing() {
+    let mut lab = Lab::new();
+    lab.servers
+        .serve("tcp", &["10.9.0.1:5308", "10.9.0.3:5308"]);
+    let gateway = &lab.gateway;
+    let run = |options: &[&str]| agent(gateway, &example(gateway, "health.cf"), options);
+    let dry = run(&["-KIn"]);
+    assert!(
+        dry.iter().any(|line| line.contains("Should append")),
+        "{dry:?}"
+    );
+    let done = run(&["-KI"]);
+    let dead = "warning: 1 of 3 backends is down: '10.9.0.2:5308' (connection refused)";
+    assert!(done.iter().any(|line| line.contains(dead)), "{done:?}");
+    assert_eq!(
+        lab.client.connect("tcp", "10.8.0.1:5308", 2),
+        ["10.9.0.1", "10.9.0.1"]
+    );
+    // Kept, and the operator's order is heeded and told.
+    let ordered = gateway.run(&[PROGRAM, "hold", "EDGE", "10.9.0.1:5308", "--reason", "disk"]);
+    assert!(ordered.contains("was updated"), "{ordered}");
+    let held = run(&["-KI"]);
+    let told = "backend '10.9.0.1:5308' is held until it is released (disk)";
+    assert!(held.iter().any(|line| line.contains(told)), "{held:?}");
+    assert!(!held.iter().any(|line| line.contains("info: ")), "{held:?}");
+    assert_eq!(
+        lab.client.connect("tcp", "10.8.0.1:5308", 2),
+        ["10.9.0.3", "10.9.0.3"]
+    );
+}
+
 /// Holds the module to every rule that cf-agent has, and to some more.
 struct StandIn {
     child: Child,

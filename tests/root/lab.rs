@@ -109,6 +109,8 @@ impl Namespace {
             "IPTABLES_BALANCE_LOCKFILE",
             self.scratch().join("balance.lock"),
         );
+        command.env("IPTABLES_BALANCE_STATE_DIR", self.scratch().join("state"));
+        command.env("IPTABLES_BALANCE_RUNTIME_DIR", self.scratch().join("run"));
         command
     }
 
@@ -197,12 +199,13 @@ impl Namespace {
 
     /// Servers at these endpoints, until the namespace is dropped.
     pub fn serve(&mut self, kind: &str, endpoints: &[&str]) {
-        let mut command = self.command(&["python3", LAB, "serve", kind]);
-        let mut server = command
-            .args(endpoints)
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3 starts");
+        self.start(&[&["python3", LAB, "serve", kind], endpoints].concat());
+    }
+
+    /// A program that says when it is ready, until the namespace is dropped.
+    pub fn start(&mut self, arguments: &[&str]) {
+        let mut command = self.command(arguments);
+        let mut server = command.stdout(Stdio::piped()).spawn().expect("it starts");
         let mut line = String::new();
         BufReader::new(server.stdout.take().expect("a pipe"))
             .read_line(&mut line)

@@ -30,11 +30,13 @@ mod fronts;
 mod gateway;
 mod ha;
 mod hash;
+mod health;
 mod host;
 mod jumps;
 mod kernel;
 mod lab;
 mod long_run;
+mod maintenance;
 #[path = "../suite/model.rs"]
 #[allow(dead_code)]
 mod model;

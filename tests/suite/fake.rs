@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Mutex;
 
 use anyhow::{Result, bail};
@@ -115,8 +116,8 @@ impl Host for Fake {
         true
     }
 
-    fn lock(&self) -> anyhow::Result<Lock> {
-        Ok(Lock::none())
+    fn lock(&self) -> anyhow::Result<Rc<Lock>> {
+        Ok(Rc::new(Lock::none()))
     }
 
     fn generation(&self) -> Option<u32> {

@@ -25,9 +25,8 @@ use crate::fake::Fake;
 use crate::model::{Connection, Model};
 
 fn apply(host: &Fake, request: &Request) -> Outcome {
-    let prefetch =
-        || Some(Prefetch::begin(host, &request.name, Scope::Only(Table::Nat), false).finish());
-    converge(host, request, RunMode::Apply, prefetch, &mut |_| ()).unwrap()
+    let begun = Prefetch::begin(host, &request.name, Scope::Only(Table::Nat), false);
+    converge(host, request, RunMode::Apply, &mut begun.finish()).unwrap()
 }
 
 /// A request is refused in one line that names something, or its rules are the
@@ -168,7 +167,7 @@ pub fn host(input: &[u8]) {
     let host = Fake::new(ipv4, ipv6);
     let before = host.dump();
     let others = foreign(&before);
-    let Ok(predicted) = converge(&host, &request, RunMode::Check, || None, &mut |_| ()) else {
+    let Ok(predicted) = converge(&host, &request, RunMode::Check, &mut Prefetch::default()) else {
         return;
     };
     assert_eq!(foreign(&host.dump()), others);

@@ -5,9 +5,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use iptables_balance::converge::converge;
 use iptables_balance::converge::outcome::RunMode;
+use iptables_balance::converge::prefetch::Prefetch;
 use iptables_balance::diff;
 use iptables_balance::host::{Facts, Host, Lock, PendingRead, Query, Questions, ReplyFilter};
 use iptables_balance::netfilter::ruleset::Ruleset;
@@ -33,8 +35,8 @@ impl Host for Recorded {
         family == Family::Ipv4
     }
 
-    fn lock(&self) -> anyhow::Result<Lock> {
-        Ok(Lock::none())
+    fn lock(&self) -> anyhow::Result<Rc<Lock>> {
+        Ok(Rc::new(Lock::none()))
     }
 
     fn generation(&self) -> Option<u32> {
@@ -124,7 +126,7 @@ fn recorded_cases() {
         );
 
         let host = Recorded(dump);
-        let outcome = converge(&host, &request, RunMode::Check, || None, &mut |_| ()).unwrap();
+        let outcome = converge(&host, &request, RunMode::Check, &mut Prefetch::default()).unwrap();
         let report = Report::new(request, outcome, Prewriter::default(), RunMode::Check);
         let reply = serde_json::to_string_pretty(&report.with_diff()).unwrap() + "\n";
         assert_fresh(&format!("tests/golden/{name}/reply.json"), &reply);

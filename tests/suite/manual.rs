@@ -11,7 +11,8 @@ use iptables_balance::frontend::schema::Kind;
 use roff::{Inline, Roff, bold, italic, roman};
 
 use crate::spec::{
-    Attribute, ORDER, ROOT, assert_fresh, attributes, backend_attributes, member_attributes, schema,
+    Attribute, ORDER, ROOT, assert_fresh, attributes, backend_attributes, health_attributes,
+    member_attributes, schema,
 };
 
 /// The tool's name and version, at the foot of each page.
@@ -93,6 +94,12 @@ fn the_man_page_of_the_request_is_fresh() {
         if attribute.name == "balancers" {
             let name = &member_attributes(&request)[0];
             entry(&mut page, name, "balancers[].");
+        }
+        if attribute.name == "health" {
+            let checks = health_attributes(&request);
+            checks
+                .iter()
+                .for_each(|check| entry(&mut page, check, "health."));
         }
     }
     page.control("SH", ["EXAMPLE"]).control("nf", []);

@@ -24,9 +24,8 @@ pub fn request(value: &Value) -> Request {
 
 pub fn run(host: &Fake, value: &Value, run: RunMode) -> Outcome {
     let request = request(value);
-    let prefetch =
-        || Some(Prefetch::begin(host, &request.name, Scope::Only(Table::Nat), false).finish());
-    converge(host, &request, run, prefetch, &mut |_| ()).unwrap()
+    let begun = Prefetch::begin(host, &request.name, Scope::Only(Table::Nat), false);
+    converge(host, &request, run, &mut begun.finish()).unwrap()
 }
 
 /// The lines of a dump that are not the balancer's, without counters.
@@ -337,17 +336,11 @@ fn a_change_after_the_prefetch_is_seen() {
     let value = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
     let host = Fake::new(Model::new(false), Model::new(true));
     let wanted = request(&value);
-    let prefetch = Prefetch::begin(&host, &wanted.name, Scope::Only(Table::Nat), false).finish();
+    let mut prefetch =
+        Prefetch::begin(&host, &wanted.name, Scope::Only(Table::Nat), false).finish();
     assert_eq!(run(&host, &value, RunMode::Apply).failure, None);
     let after = host.dump();
-    let late = converge(
-        &host,
-        &wanted,
-        RunMode::Apply,
-        || Some(prefetch),
-        &mut |_| (),
-    )
-    .unwrap();
+    let late = converge(&host, &wanted, RunMode::Apply, &mut prefetch).unwrap();
     assert_eq!(late.failure, None);
     assert!(late.steps.is_empty(), "{:?}", late.steps);
     assert_eq!(host.dump(), after);

@@ -243,9 +243,11 @@ fn entry(protocol: u8, port: u16, backend: &str) -> (Family, ConntrackEntry) {
     let entry = ConntrackEntry {
         protocol,
         source: "198.51.100.7".parse().unwrap(),
+        source_port: 4000,
         destination: "192.0.2.1".parse().unwrap(),
         port,
         reply_source: (backend.parse().unwrap(), 80),
+        is_closed: false,
     };
     (Family::Ipv4, entry)
 }

@@ -96,7 +96,7 @@ pub struct Attribute {
 }
 
 /// In the order in which they are declared, which is the order of the contract.
-pub const ORDER: [&str; 26] = [
+pub const ORDER: [&str; 28] = [
     "name",
     "state",
     "mode",
@@ -120,6 +120,8 @@ pub const ORDER: [&str; 26] = [
     "ip_forward",
     "when_empty",
     "disconnect",
+    "health",
+    "drain_timeout",
     "persist",
     "variant",
     "wait",
@@ -143,10 +145,11 @@ fn attribute(schema: &Value, name: &str, property: &Value) -> Attribute {
         "backends" => ("list", Some("raw")),
         "balancers" => ("list", Some("dict")),
         "destination_port" | "destination" | "source" | "snat_address" => ("list", Some("str")),
-        "local_traffic" | "forward" | "ip_forward" => ("bool", None),
-        "persist" => ("raw", None),
-        "hash_prefix" => ("dict", None),
-        "hash_seed" | "wait" | "port" | "weight" => ("int", None),
+        "local_traffic" | "forward" | "ip_forward" | "backup" => ("bool", None),
+        "persist" | "status" | "panic_threshold" => ("raw", None),
+        "health" | "hash_prefix" => ("dict", None),
+        "drain_timeout" | "interval" | "timeout" => ("float", None),
+        "hash_seed" | "wait" | "port" | "weight" | "rise" | "fall" => ("int", None),
         _ => ("str", None),
     };
     let strings = |value: &Value| {
@@ -219,7 +222,31 @@ fn choices(schema: &Value, property: &Value) -> Vec<(String, String)> {
 pub fn backend_attributes(schema: &Value) -> Vec<Attribute> {
     let mut inner = schema["$defs"]["Backend"].clone();
     inner["$defs"] = schema["$defs"].clone();
-    attributes(&inner, &["address", "port", "weight"])
+    attributes(&inner, &["address", "port", "weight", "backup"])
+}
+
+pub fn health_attributes(schema: &Value) -> Vec<Attribute> {
+    let mut inner = schema["$defs"]["HealthChecks"].clone();
+    inner["$defs"] = schema["$defs"].clone();
+    let order = [
+        "type",
+        "port",
+        "path",
+        "host",
+        "status",
+        "interval",
+        "timeout",
+        "rise",
+        "fall",
+        "panic_threshold",
+    ];
+    let mut attributes = attributes(&inner, &order);
+    for attribute in &mut attributes {
+        if ["status", "panic_threshold"].contains(&attribute.name.as_str()) {
+            attribute.choices.clear();
+        }
+    }
+    attributes
 }
 
 /// The attributes of a balancer in a set.
@@ -233,6 +260,7 @@ pub fn member_attributes(schema: &Value) -> Vec<Attribute> {
         "persist",
         "ip_forward",
         "jump",
+        "drain_timeout",
         "balancers",
     ];
     let order = ORDER.iter().filter(|name| !own.contains(name));
@@ -372,9 +400,11 @@ fn documentation(module: &str, version_added: &str) -> String {
         notes(module),
     );
     let (inner, members) = (backend_attributes(&request), member_attributes(&request));
+    let checks = health_attributes(&request);
     for attribute in attributes(&request, &ORDER) {
         let inner = match attribute.name.as_str() {
             "backends" => inner.as_slice(),
+            "health" => checks.as_slice(),
             "balancers" => members.as_slice(),
             _ => &[],
         };
@@ -532,6 +562,10 @@ fn the_reference_is_fresh() {
         }
         if attribute.name == "balancers" {
             row(&member_attributes(&request)[0], "balancers[].");
+        }
+        if attribute.name == "health" {
+            let checks = health_attributes(&request);
+            checks.iter().for_each(|check| row(check, "health."));
         }
     }
     text += &fs::read_to_string(Path::new(ROOT).join("module-spec/reference.in.md")).unwrap();

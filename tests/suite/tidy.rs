@@ -9,12 +9,15 @@ use syn::visit::{self, Visit};
 
 /// The rooms of `src/`, from the lowest to the highest. A room imports from
 /// rooms below it only.
-const ROOMS: [&str; 14] = [
+const ROOMS: [&str; 19] = [
     "panic",
     "netfilter",
     "schedule",
     "host",
     "request",
+    "state",
+    "health",
+    "situation",
     "plan",
     "diff",
     "restore",
@@ -23,6 +26,8 @@ const ROOMS: [&str; 14] = [
     "converge",
     "report",
     "run",
+    "maintenance",
+    "watch",
     "frontend",
 ];
 

@@ -51,10 +51,7 @@ fn the_defaults_are_those_of_the_contract() {
     assert_eq!(balancer.jump, Jump::Append);
     assert_eq!(
         balancer.pools[0].backends[0],
-        Backend {
-            endpoint: Endpoint::parse("192.0.2.1").unwrap(),
-            weight: 1
-        }
+        Backend::new(Endpoint::parse("192.0.2.1").unwrap(), 1)
     );
 }
 

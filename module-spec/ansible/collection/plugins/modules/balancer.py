@@ -98,6 +98,11 @@ DOCUMENTATION = r"""
             - 'Its weight, 0 to 2147483647. A backend of weight 0 gets no new connections and keeps the old ones.'
           type: int
           default: 1
+        backup:
+          description:
+            - 'A backup gets new connections only while no other backend of its family is in service.'
+          type: bool
+          default: false
     balancers:
       description:
         - 'The balancers of a set, in the place of `backends` and `destination_port`. Each has a `name`, unique in the set, and any attribute that
@@ -195,6 +200,10 @@ DOCUMENTATION = r"""
             - 'See `disconnect` of a single balancer; the default is that of the set.'
           type: str
           choices: ['udp', 'always', 'never']
+        health:
+          description:
+            - 'See `health` of a single balancer; the default is that of the set, as a whole.'
+          type: dict
     protocol:
       description:
         - 'The transport protocol that is balanced.'
@@ -279,6 +288,68 @@ DOCUMENTATION = r"""
       type: str
       default: 'udp'
       choices: ['udp', 'always', 'never']
+    health:
+      description:
+        - 'Probe the backends, and give no new connections to one that is down. With the verdicts of a running `watch` for the same name, else by
+              probing at each run. The connections of a backend that goes down are ended as `disconnect` says.'
+      type: dict
+      suboptions:
+        type:
+          description:
+            - '`tcp`: the connection is accepted. `http`: GET is answered with an expected status.'
+          type: str
+          default: 'tcp'
+          choices: ['tcp', 'http']
+        port:
+          description:
+            - 'The port that is probed; default is the port of the backend. Required where a backend has none.'
+          type: int
+        path:
+          description:
+            - 'With `http`: the path that is asked for.'
+          type: str
+          default: '/'
+        host:
+          description:
+            - 'With `http`: the header `Host`; default is the address that is probed.'
+          type: str
+        status:
+          description:
+            - 'With `http`: the expected status, a code, a range, or a list of these.'
+          type: raw
+          default: '200-399'
+        interval:
+          description:
+            - 'Seconds from the beginning of one check to the next, decimals allowed.'
+          type: float
+          default: 2
+        timeout:
+          description:
+            - 'Seconds that a check may take, decimals allowed.'
+          type: float
+          default: 1
+        rise:
+          description:
+            - 'Good checks in a row that bring a backend up.'
+          type: int
+          default: 2
+        fall:
+          description:
+            - 'Failed checks in a row that take a backend down.'
+          type: int
+          default: 3
+        panic_threshold:
+          description:
+            - 'Per cent of the weight. When no more than this is healthy, health is ignored and every backend that is no backup gets connections.
+                  With 0 that is when nothing is healthy. `never`: an unhealthy pool is an empty pool, see `when_empty`.'
+          type: raw
+          default: 0
+    drain_timeout:
+      description:
+        - 'Seconds to wait after a change until backends that are removed, held or of weight 0 have no connections left, decimals allowed. The result
+              says in `draining` what is left then.'
+      type: float
+      default: 0
     persist:
       description:
         - 'Make it survive a reboot: true finds the distribution''s own files; one path serves one family, with both in use it takes the mapping.
@@ -479,6 +550,14 @@ a filter in the spelling of `conntrack`.'
         description: 'The family of its connections.'
         returned: always
         type: str
+      health:
+        description: 'The verdict of its health checks. Left out where it is not checked.'
+        returned: always
+        type: str
+      in_service:
+        description: 'True if it gets new connections.'
+        returned: always
+        type: bool
       port:
         description: 'Its port. Left out where connections keep the port that they were addressed to.'
         returned: always
@@ -489,6 +568,28 @@ a filter in the spelling of `conntrack`.'
         type: float
       weight:
         description: 'Its weight as requested.'
+        returned: always
+        type: int
+  draining:
+    description: 'The connections that backends of weight 0, held and removed ones have left, if `drain_timeout` asked for it.'
+    returned: always
+    type: list
+    elements: dict
+    contains:
+      address:
+        description: 'Its address.'
+        returned: always
+        type: str
+      balancer:
+        description: 'Its balancer, in a set.'
+        returned: always
+        type: str
+      connections:
+        description: 'The number of its connections.'
+        returned: always
+        type: int
+      port:
+        description: 'Its port. Left out where connections keep the port that they were addressed to.'
         returned: always
         type: int
   failed:

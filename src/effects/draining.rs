@@ -1,0 +1,95 @@
+//! The wait for the connections of backends that are out of service.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::conntrack::{Leaving, RemovedBackend, each, removed};
+use crate::host::Host;
+use crate::netfilter::Family;
+use crate::netfilter::ruleset::Ruleset;
+use crate::plan::Plan;
+use crate::request::{Request, Service};
+
+/// The connections that a backend has left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Remaining {
+    /// Its balancer, in a set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub balancer: Option<String>,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port. Left out where connections keep the port that they were addressed to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The number of its connections.
+    pub connections: usize,
+}
+
+/// The backends of weight 0, and those that are held or were removed.
+#[derive(Debug)]
+pub struct Draining(Vec<(Family, Vec<RemovedBackend>)>);
+
+impl Draining {
+    /// The backends that the observed rules name and that get no new connections.
+    #[must_use]
+    pub fn new<'a>(
+        request: &Request,
+        plan: &Plan,
+        before: impl Iterator<Item = (Family, &'a Ruleset)>,
+    ) -> Self {
+        let places = [Service::Drained, Service::Held];
+        let of_family = |(family, before): (Family, &Ruleset)| {
+            let leaving = Leaving::new(request, family, &places).or_had_left();
+            let backends = removed(plan, family, before, &leaving, &|_, _| true);
+            (family, backends)
+        };
+        Self(before.map(of_family).collect())
+    }
+
+    /// Waits until none of them has a connection, at most that long. Returns the
+    /// connections that are left.
+    ///
+    /// # Errors
+    /// When the kernel does not list connections.
+    pub fn wait(&self, host: &impl Host, longest: Duration) -> Result<Vec<Remaining>> {
+        const INTERVAL: Duration = Duration::from_millis(200);
+        let deadline = Instant::now() + longest;
+        loop {
+            let remaining = self.remaining(host)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if remaining.is_empty() || left.is_zero() {
+                return Ok(remaining);
+            }
+            thread::sleep(INTERVAL.min(left));
+        }
+    }
+
+    fn remaining(&self, host: &impl Host) -> Result<Vec<Remaining>> {
+        let mut remaining = Vec::new();
+        for (family, backends) in self.0.iter().filter(|(_, backends)| !backends.is_empty()) {
+            let open = RefCell::new(vec![HashSet::new(); backends.len()]);
+            each(host, *family, backends, &|entry, owners| {
+                let mut open = open.borrow_mut();
+                for at in owners.iter().filter(|_| !entry.is_closed) {
+                    open[*at].insert(*entry);
+                }
+            })?;
+            let counted = backends.iter().zip(open.into_inner());
+            let counted = counted.filter(|(_, open)| !open.is_empty());
+            remaining.extend(counted.map(|(backend, open)| Remaining {
+                balancer: backend.balancer.clone(),
+                address: backend.endpoint.address,
+                port: backend.endpoint.port,
+                connections: open.len(),
+            }));
+        }
+        Ok(remaining)
+    }
+}

@@ -1,0 +1,210 @@
+//! The situation of a run: the backends that are held, and their health.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use anyhow::Result;
+
+use crate::health::{self, Findings, Target};
+use crate::host::seconds_since_1970;
+use crate::netfilter::Endpoint;
+use crate::request::{Backend, Balancer, Circumstances, DesiredState, Request, Service, Verdict};
+use crate::state::{Checked, Hold, State};
+
+/// Everything that decides who is in service and is not in the request.
+#[derive(Clone, Debug)]
+pub struct Situation {
+    state: State,
+    /// The holds that have not ended.
+    holds: Vec<Hold>,
+    findings: Findings,
+    /// The verdicts are the caller's, who is the watcher.
+    is_watcher: bool,
+    warnings: Vec<String>,
+}
+
+/// The situation has changed since it was found.
+#[derive(Debug)]
+pub struct Outdated;
+
+impl fmt::Display for Outdated {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("holds and verdicts of health checks change all the time")
+    }
+}
+
+impl std::error::Error for Outdated {}
+
+impl Situation {
+    /// Finds out which backends of the request are held or down. `verdicts` are those
+    /// of the caller, if it is the watcher; else a watcher's file or probes tell.
+    #[must_use]
+    pub fn find(state: &State, request: &Request, verdicts: Option<&Vec<Checked>>) -> Self {
+        let mut situation = Self {
+            state: state.clone(),
+            holds: Vec::new(),
+            findings: Findings::default(),
+            is_watcher: verdicts.is_some(),
+            warnings: Vec::new(),
+        };
+        if request.state() == DesiredState::Absent {
+            return situation;
+        }
+        situation.read_holds();
+        situation.findings = match verdicts {
+            Some(backends) => Findings {
+                backends: backends.clone(),
+                ..Findings::default()
+            },
+            None => {
+                let targets = health::targets(request);
+                let free: Vec<Target> = targets
+                    .filter(|target| !situation.is_held(target))
+                    .collect();
+                health::check(request, &free, state)
+            }
+        };
+        situation
+    }
+
+    /// Reads the holds and the watcher's verdicts again.
+    pub fn update(&mut self, state: &State) {
+        self.read_holds();
+        self.read_verdicts(state);
+    }
+
+    /// Checks that holds and a watcher's verdicts are what they were.
+    ///
+    /// # Errors
+    /// [`Outdated`] when they are not.
+    pub fn check(&self) -> Result<()> {
+        let mut now = self.clone();
+        now.update(&self.state);
+        match now.circumstances() == self.circumstances() {
+            true => Ok(()),
+            false => Err(Outdated.into()),
+        }
+    }
+
+    /// The circumstances that decide who is in service.
+    #[must_use]
+    pub fn circumstances(&self) -> Circumstances {
+        let mut circumstances = Circumstances::default();
+        for hold in &self.holds {
+            let known = circumstances.of(hold.balancer.as_deref());
+            known.held.insert(hold.endpoint());
+        }
+        for checked in &self.findings.backends {
+            let known = circumstances.of(checked.balancer.as_deref());
+            known.verdicts.insert(checked.endpoint(), checked.health);
+        }
+        circumstances
+    }
+
+    /// Warnings about broken files, and about the backends that are held or down.
+    #[must_use]
+    pub fn warnings(&self, request: &Request) -> Vec<String> {
+        let mut warnings = self.warnings.clone();
+        warnings.extend(self.findings.warning.clone());
+        let holds = self.holds.iter();
+        warnings.extend(holds.filter_map(|hold| held(request, hold)));
+        let balancers = request.balancers().iter();
+        warnings.extend(balancers.flat_map(|balancer| self.unhealthy(balancer)));
+        warnings
+    }
+
+    fn read_holds(&mut self) {
+        let loaded = self.state.holds();
+        let active = loaded.value.active(seconds_since_1970());
+        self.holds = active.cloned().collect();
+        self.warnings = loaded.warning.into_iter().collect();
+    }
+
+    fn read_verdicts(&mut self, state: &State) {
+        if self.is_watcher || !self.findings.has_watcher {
+            return;
+        }
+        let (watched, _) = health::watched(state);
+        let watched = watched.into_iter();
+        let mut watched: HashMap<_, Checked> = watched.map(|one| (one.backend(), one)).collect();
+        for checked in &mut self.findings.backends {
+            if let Some(newer) = watched.remove(&checked.backend()) {
+                *checked = newer;
+            }
+        }
+    }
+
+    fn is_held(&self, target: &Target) -> bool {
+        let mut holds = self.holds.iter();
+        holds
+            .any(|hold| hold.balancer == target.balancer.name && hold.endpoint() == target.endpoint)
+    }
+
+    /// The backends of a balancer that are down, in one warning.
+    fn unhealthy(&self, balancer: &Balancer) -> Vec<String> {
+        let backends = || balancer.pools.iter().flat_map(|pool| &pool.backends);
+        let down: Vec<&Backend> = backends()
+            .filter(|backend| backend.health == Some(Verdict::Down))
+            .collect();
+        if down.is_empty() {
+            return Vec::new();
+        }
+        let all = backends().count();
+        let shown = self.with_reasons(balancer, &down);
+        let told = match down.len() {
+            1 => format!("1 of {all} backends is down: {shown}"),
+            count => format!("{count} of {all} backends are down: {shown}"),
+        };
+        let mut warnings = vec![balancer.worded(&told)];
+        if down.iter().any(|backend| backend.is_in_service()) {
+            let ignored = "too few backends are healthy, so health is ignored (`panic_threshold`)";
+            warnings.push(balancer.worded(ignored));
+        }
+        warnings
+    }
+
+    fn with_reasons(&self, balancer: &Balancer, down: &[&Backend]) -> String {
+        const MOST: usize = 5;
+        let reason = |endpoint: Endpoint| {
+            let mut findings = self.findings.backends.iter();
+            let found = findings.find(|checked| {
+                checked.balancer == balancer.name && checked.endpoint() == endpoint
+            });
+            found.and_then(|checked| checked.reason.as_deref())
+        };
+        let shown = down.iter().take(MOST).map(|backend| {
+            let endpoint = backend.endpoint;
+            match reason(endpoint) {
+                Some(reason) => format!("`{endpoint}` ({reason})"),
+                None => format!("`{endpoint}`"),
+            }
+        });
+        let mut shown: Vec<String> = shown.collect();
+        if let Some(more @ 1..) = down.len().checked_sub(MOST) {
+            shown.push(format!("and {more} more"));
+        }
+        shown.join(", ")
+    }
+}
+
+/// The warning that a backend of the request is held.
+fn held(request: &Request, hold: &Hold) -> Option<String> {
+    let balancer = request.balancers().iter();
+    let balancer = balancer.clone().find(|one| one.name == hold.balancer)?;
+    let backends = balancer.pools.iter().flat_map(|pool| &pool.backends);
+    let endpoint = hold.endpoint();
+    let is_held =
+        |backend: &Backend| backend.endpoint == endpoint && backend.service == Service::Held;
+    if !backends.into_iter().any(is_held) {
+        return None;
+    }
+    let left = hold.time_left(seconds_since_1970());
+    let reason = hold.reason.as_ref();
+    let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
+    let within = hold.balancer.as_ref();
+    let within = within.map_or_else(String::new, |name| format!(" --balancer {name}"));
+    let name = request.name.as_str();
+    Some(balancer.worded(&format!(
+        "backend `{endpoint}` is held {left}{reason}; `iptables_balance release {name} {endpoint}{within}` ends that"
+    )))
+}
