@@ -40,4 +40,5 @@ mod packages;
 mod releases;
 mod sets;
 mod ssh;
+mod status;
 mod trust;
