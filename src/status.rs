@@ -196,7 +196,7 @@ struct View<'a> {
     connections: Option<Connections>,
 }
 
-/// What the rules say of one backend.
+/// The rules about one backend, in sum.
 #[derive(Clone, Copy)]
 struct Observed {
     share: Share,
