@@ -42,3 +42,5 @@ mod sets;
 mod ssh;
 mod status;
 mod trust;
+mod watch;
+mod watch_long_run;
