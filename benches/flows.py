@@ -37,20 +37,24 @@ def checksum(data):
     return ~total & 0xFFFF
 
 
-def frame(mac, number, port):
+def few_clients(number):
+    return f"10.8.1.{number // 60_000 + 1}"
+
+
+def frame(mac, number, port, source=few_clients):
     """A UDP packet from a client and port of its own to a port of 10.8.0.1, without a UDP checksum."""
     udp = struct.pack("!HHHH", 1024 + number % 60_000, port, 9, 0) + b"?"
-    source = socket.inet_aton(f"10.8.1.{number // 60_000 + 1}")
+    source = socket.inet_aton(source(number))
     head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0, source, socket.inet_aton("10.8.0.1"))
     head = head[:10] + struct.pack("!H", checksum(head)) + head[12:]
     return mac + b"\x02\0\0\0\0\x02" + b"\x08\x00" + head + udp
 
 
-def client(mac, port):
+def client(mac, port, source=few_clients):
     """Sends for as long as it is told to, and says how long a packet took."""
     sender = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     sender.bind(("wan", 0))
-    frames = itertools.cycle([frame(bytes.fromhex(mac.replace(":", "")), number, port) for number in range(120_000)])
+    frames = itertools.cycle([frame(bytes.fromhex(mac.replace(":", "")), number, port, source) for number in range(120_000)])
     print("ready", flush=True)
     for line in sys.stdin:
         count, end = 0, time.perf_counter() + float(line)
@@ -66,6 +70,7 @@ class Setup:
     """A gateway with those rules, and a client that sends to it."""
 
     count = 0
+    script = __file__  # the client's program
 
     def __init__(self, label, rules, port=5308):
         Setup.count += 1
@@ -91,7 +96,7 @@ class Setup:
         # From here on connections are tracked; they are forgotten again at once.
         self.inside("sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout=1")
         self.process = subprocess.Popen(
-            ["ip", "netns", "exec", self.client, sys.executable, __file__, "--client", self.mac(gateway, "front"), str(port)],
+            ["ip", "netns", "exec", self.client, sys.executable, self.script, "--client", self.mac(gateway, "front"), str(port)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.process.stdout.readline()
 

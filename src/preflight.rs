@@ -9,7 +9,9 @@ use ipnet::IpNet;
 use crate::effects::sysctl;
 use crate::host::{Facts, Host, Questions};
 use crate::netfilter::{self, Family, Protocol};
-use crate::request::{Backend, Balancer, Destination, Request, WhenEmpty, listed};
+use crate::request::{
+    Backend, Balancer, Destination, HashKey, Mode, Pool, Request, WhenEmpty, listed,
+};
 
 /// The facts of the host that the request depends on.
 #[must_use]
@@ -127,7 +129,65 @@ fn check_balancer(balancer: &Balancer, facts: &Facts) -> Result<Vec<String>, Str
     }
     warnings.extend(check_ssh(balancer, facts)?);
     warnings.extend(untracked(balancer, facts));
+    if balancer.mode == Mode::Hash {
+        warnings.extend(tied_to_this_gateway(balancer));
+        warnings.extend(all_of_one_client(balancer));
+    }
     Ok(warnings)
+}
+
+/// The warning that another gateway cannot take connections over.
+fn tied_to_this_gateway(balancer: &Balancer) -> Option<String> {
+    balancer.gateway.masquerade.as_ref().map(|_| {
+        "masquerade: connections whose source address is rewritten end with this gateway, also if another one has the \
+         same rules; to have them go on there, leave it out, and let the backends' routes lead through the gateways"
+            .to_owned()
+    })
+}
+
+/// Warnings about connections that all count as one client's, so that one
+/// backend gets them all.
+fn all_of_one_client(balancer: &Balancer) -> Vec<String> {
+    let has_choice = |pool: &&Pool| {
+        let with_weight = pool.backends.iter().filter(|backend| backend.weight > 0);
+        with_weight.count() > 1
+    };
+    let mut pools = balancer.pools.iter().filter(has_choice);
+    if balancer.hashing.key == HashKey::Connection {
+        return Vec::new();
+    }
+    let way_out = "one backend gets all of them; `hash_key: connection` spreads them";
+    let mut warnings = Vec::new();
+    if balancer.gateway.local_traffic && pools.clone().next().is_some() {
+        warnings.push(format!(
+            "local_traffic: this host's connections come from one address, so {way_out}"
+        ));
+    }
+    if let Some(pool) = pools.find(|pool| is_one_client(balancer, pool.family)) {
+        warnings.push(format!(
+            "source: all {} connections come from one client, of whose address {} bits count, so {way_out}",
+            pool.family.title(),
+            balancer.hashing.prefix(pool.family)
+        ));
+    }
+    warnings
+}
+
+/// Returns true if all sources of the family agree in the bits that count.
+fn is_one_client(balancer: &Balancer, family: Family) -> bool {
+    let prefix = balancer.hashing.prefix(family);
+    let of_family = |source: &&IpNet| Family::of(source.addr()) == family;
+    let client = |source: &IpNet| match source.prefix_len() >= prefix {
+        true => IpNet::new(source.addr(), prefix)
+            .ok()
+            .map(|client| client.trunc()),
+        false => None,
+    };
+    let mut clients = balancer.sources.iter().filter(of_family).map(client);
+    match clients.next() {
+        Some(Some(first)) => clients.all(|client| client == Some(first)),
+        Some(None) | None => false,
+    }
 }
 
 /// The warning about a protocol that the kernel does not track: without a
@@ -332,6 +392,73 @@ mod tests {
     fn refused(more: &Value, why: &str) {
         let error = checked(more).unwrap_err();
         assert!(error.contains(why), "{error}");
+    }
+
+    fn hash_warnings(more: &Value) -> Vec<String> {
+        let mut request = json!({"mode": "hash", "backends": "192.0.2.1, 192.0.2.2"});
+        let attributes = request.as_object_mut().unwrap();
+        attributes.extend(more.as_object().unwrap().clone());
+        checked(&request).unwrap()
+    }
+
+    #[test]
+    fn connections_that_end_with_their_gateway_are_warned_of() {
+        let warnings = hash_warnings(&json!({"masquerade": true}));
+        assert_eq!(warnings.len(), 1, "{warnings:?}");
+        assert!(warnings[0].starts_with("masquerade: connections whose source"));
+        let by_chance = json!({"mode": "random", "masquerade": true});
+        assert_eq!(hash_warnings(&by_chance), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_crowd_that_counts_as_one_client_is_warned_of() {
+        for (more, warned) in [
+            (json!({}), false),
+            (json!({"source": "198.51.100.7"}), true),
+            (
+                json!({"source": "198.51.100.7", "hash_key": "connection"}),
+                false,
+            ),
+            (
+                json!({"source": "198.51.100.7", "backends": "192.0.2.1, 192.0.2.2 weight=0"}),
+                false,
+            ),
+            (json!({"source": "198.51.100.7, 198.51.100.8"}), false),
+            (json!({"source": "198.51.100.0/24"}), false),
+            (
+                json!({"source": "198.51.100.0/24", "hash_prefix": {"ipv4": 24}}),
+                true,
+            ),
+            (
+                json!({"source": "198.51.100.7, 198.51.100.8", "hash_prefix": {"ipv4": 24}}),
+                true,
+            ),
+            (
+                json!({"source": "198.51.100.7, 198.51.0.0/16", "hash_prefix": {"ipv4": 24}}),
+                false,
+            ),
+            (
+                json!({"source": "2001:db8::/64", "backends": "2001:db8:1::1, 2001:db8:1::2"}),
+                true,
+            ),
+            (
+                json!({"source": "2001:db8::/63", "backends": "2001:db8:1::1, 2001:db8:1::2"}),
+                false,
+            ),
+            (json!({"local_traffic": true}), true),
+            (
+                json!({"local_traffic": true, "hash_key": "connection"}),
+                false,
+            ),
+        ] {
+            let warnings = hash_warnings(&more);
+            assert_eq!(warnings.len(), usize::from(warned), "{more}: {warnings:?}");
+            assert!(
+                warnings
+                    .iter()
+                    .all(|text| text.contains("`hash_key: connection`"))
+            );
+        }
     }
 
     #[test]

@@ -232,9 +232,12 @@ impl Host for System {
                 bail!("{}", xtables_held(self.patience()))
             }
             _ => {
-                let error = finished.failure();
+                let error = match lacks_bpf(&finished.stderr) {
+                    true => finished.failure().context(NO_BPF),
+                    false => finished.failure(),
+                };
                 Err(match refused_line(&finished.stderr, transaction) {
-                    Some(line) => anyhow!("{error}, at `{line}`"),
+                    Some(line) => anyhow!("{error:#}, at `{line}`"),
                     None => error,
                 })
             }
@@ -544,6 +547,18 @@ fn legacy_rules(family: Family) -> bool {
         .and_then(|process| process.drain(&mut find_rule))
         .and_then(Finished::success);
     drained.is_err() || found
+}
+
+/// The way out where `-m bpf` is missing.
+const NO_BPF: &str = "`mode: hash` needs iptables and a kernel with `-m bpf` (libxt_bpf.so, xt_bpf); without them, \
+                      `mode: random` shares out too, but keeps no client with its backend";
+
+/// Returns true if iptables complains that it, or the kernel, does not know `-m bpf`.
+fn lacks_bpf(stderr: &str) -> bool {
+    // The first is about the library of iptables, the second about the kernel (1.8.9).
+    ["match `bpf'", "Extension bpf revision"]
+        .iter()
+        .any(|words| stderr.contains(words))
 }
 
 /// The line of the transaction that `iptables-restore` complains of.

@@ -177,7 +177,8 @@ mod tests {
         };
         let half = flow.take(nth, &[hash(1, HALF)]);
         let rest = flow.take(Statistic::Always, &[hash(1, HALF)]);
-        let shares = [half, rest, flow].map(|flow| flow.share().as_f64());
+        let flows = [half, rest, flow];
+        let shares: Vec<f64> = flows.iter().map(|flow| flow.share().as_f64()).collect();
         assert_eq!(shares, [0.25, 0.25, 0.5]);
     }
 

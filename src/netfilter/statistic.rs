@@ -11,8 +11,10 @@ use std::fmt;
 pub struct Probability(u32);
 
 impl Probability {
+    /// The unit is 2^-BITS.
+    pub const BITS: u32 = 31;
     /// The number of units that make certainty.
-    pub const ONE: u32 = 1 << 31;
+    pub const ONE: u32 = 1 << Self::BITS;
 
     /// A chance of so many units; more than [`Self::ONE`] is certainty.
     #[must_use]

@@ -218,11 +218,13 @@ fn servers(balancer: &Balancer, pool: &Pool, node: &Node) -> Vec<Rule> {
             let next = chain_name(balancer, &pool.arrangement.chains[next]);
             Rule {
                 statistic: branch.takes,
+                hashes: branch.hashes.clone(),
                 ..Rule::to(Target::Goto(next))
             }
         }
         To::Backend(at) => Rule {
             statistic: branch.takes,
+            hashes: branch.hashes.clone(),
             ..server(balancer, &pool.backends[at])
         },
     };

@@ -8,14 +8,14 @@ use serde_json::Value;
 use super::backend::{BackendEntry, backends};
 use super::coerce::{BadRequest, Mistakes, choice};
 use super::gateway::{Gateway, gateway};
+use super::hash::{Hashing, hashing};
 use super::health::{Health, check_ports, health};
-use super::pool::{Arranger, Pool, pools};
+use super::pool::{Arranger, Arranging, Method, Pool, pools};
 use super::service::Known;
 use super::traffic::{destination, interface, networks, ports as ports_of};
 use super::unchecked::RequestAttributes;
 use super::{DesiredState, Disconnect, Jump, Layout, Lookup, Mode, given, word};
 use crate::netfilter::{self, Family, Ports, Protocol};
-use crate::schedule;
 
 /// A balancer that can be built: the networks and addresses named are of the
 /// families in use.
@@ -25,8 +25,10 @@ pub struct Balancer {
     pub name: Option<String>,
     /// Its chain: the name of the request, in a set followed by `/` and its own.
     pub chain: String,
-    /// In turn or by chance.
+    /// In turn, by chance or by a hash.
     pub mode: Mode,
+    /// The hash that decides, if one does.
+    pub hashing: Hashing,
     /// One chain or a tree of chains.
     pub layout: Layout,
     /// The families that have backends, in order.
@@ -80,6 +82,9 @@ impl Draft {
         let backends = given("backends", &attributes.backends).map(|place| backends(&place));
         let backends = mistakes.take(backends.transpose());
         let mode = mistakes.take(mode(&attributes.mode));
+        // Beside a wrong word only their values can be wrong.
+        let hashing = hashing(attributes, mode.unwrap_or(Mode::Hash));
+        let hashing = mistakes.take(hashing).unwrap_or_default();
         let protocol = word("protocol", &attributes.protocol, &Protocol::WORDS);
         let protocol = mistakes.take(protocol).unwrap_or_default();
         let ports = given("destination_port", &attributes.destination_port);
@@ -108,6 +113,7 @@ impl Draft {
             name: None,
             chain: String::new(),
             mode: mode.unwrap_or_default(),
+            hashing,
             layout: Layout::default(),
             health: health.flatten(),
             protocol,
@@ -139,10 +145,9 @@ impl Draft {
     ) -> Result<Balancer, BadRequest> {
         let mut balancer = self.balancer;
         let named = balancer.families_named();
-        let how = (balancer.mode, balancer.layout);
-        balancer.pools = pools(&self.listed, &named, lookup, &mut |backends| {
-            arranger.arrange(how, backends)
-        })?;
+        let method = balancer.method();
+        let arranging = Arranging { method, arranger };
+        balancer.pools = pools(&self.listed, &named, lookup, arranging)?;
         balancer.keep_used(inherited);
         balancer.check_networks()?;
         balancer.check_snat()?;
@@ -171,15 +176,16 @@ fn mode(value: &Option<Value>) -> Result<Mode, BadRequest> {
                 "round robin, with weights, is `nth`"
             }
             "chance" | "probability" | "rand" => "that is `random`",
-            "source" | "sourcehash" | "iphash" | "sticky" | "hash" | "consistent" => {
-                "a client is not kept with a backend; the nearest is `random`"
+            "source" | "sourcehash" | "sourceip" | "iphash" | "sticky" | "persistent"
+            | "consistent" | "consistenthash" | "maglev" | "mh" | "ringhash" => {
+                "the same backend for the same client is `hash`"
             }
             "leastconn" | "leastconnections" | "lc" | "wlc" | "leastrequest" => {
                 "iptables does not count a backend's connections; the nearest is `nth`"
             }
             _ => return bad,
         };
-        place.refuse(format_args!("is not one of: nth, random; {hint}"))
+        place.refuse(format_args!("is not one of: nth, random, hash; {hint}"))
     })
 }
 
@@ -224,15 +230,23 @@ impl Balancer {
         }
     }
 
+    fn method(&self) -> Method {
+        Method {
+            mode: self.mode,
+            layout: self.layout,
+            hashing: self.hashing,
+        }
+    }
+
     /// Decides which backends are in service; returns true where that needs other
     /// weights, see [`Pool::decide`].
     pub(super) fn decide(&mut self, known: &Known, arranger: &mut Arranger) -> bool {
-        let how = (self.mode, self.layout);
+        let method = self.method();
+        let mut arranging = Arranging { method, arranger };
         let threshold = self.health.as_ref().map(|health| health.panic_threshold);
         let mut is_changed = false;
         for pool in &mut self.pools {
-            let mut arrange = |backends: &[schedule::Backend]| arranger.arrange(how, backends);
-            is_changed |= pool.decide(known, threshold, &mut arrange);
+            is_changed |= pool.decide(known, threshold, &mut arranging);
         }
         is_changed
     }

@@ -6,6 +6,7 @@ mod balancer;
 mod claims;
 mod coerce;
 mod gateway;
+mod hash;
 mod health;
 pub mod json;
 mod pool;
@@ -34,6 +35,7 @@ pub use coerce::BadRequest;
 use coerce::{Field, Mistakes, Path, boolean, choice, integer, seconds, text};
 use gateway::persist;
 pub use gateway::{Gateway, Masquerading, Persist};
+pub use hash::Hashing;
 pub use health::{Check, Health, PanicThreshold};
 use pool::Arranger;
 pub use pool::Pool;
@@ -42,7 +44,8 @@ use set::SetDraft;
 use shape::{misshapen, names_of, shaped};
 use unchecked::RequestAttributes;
 pub use unchecked::{
-    CheckType, DesiredState, Disconnect, Jump, Layout, Masquerade, Mode, VariantChoice, WhenEmpty,
+    CheckType, DesiredState, Disconnect, HashKey, Jump, Layout, Masquerade, Mode, VariantChoice,
+    WhenEmpty,
 };
 
 /// The largest weight: 2^31 - 1.

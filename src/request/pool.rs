@@ -7,6 +7,7 @@ use std::slice;
 
 use super::backend::{Backend, BackendEntry, Host, unusable};
 use super::coerce::BadRequest;
+use super::hash::Hashing;
 use super::health::PanicThreshold;
 use super::service::{self, Known, Service};
 use super::{Layout, Lookup, Mode, WEIGHT_MAX};
@@ -39,7 +40,7 @@ impl Pool {
         &mut self,
         known: &Known,
         panic_threshold: Option<PanicThreshold>,
-        arrange: Arrange,
+        arranging: &mut Arranging,
     ) -> bool {
         let before: Vec<Service> = self.backends.iter().map(|one| one.service).collect();
         service::decide(&mut self.backends, known, panic_threshold);
@@ -52,7 +53,7 @@ impl Pool {
             return false;
         }
         let exact = to_arrange(&self.backends, Backend::is_in_service);
-        if let Arranged::Fits(arrangement) = arrange(&exact) {
+        if let Arranged::Fits(arrangement) = arranging.arrange(self.family, &exact) {
             self.arrangement = arrangement;
             return false;
         }
@@ -66,7 +67,7 @@ impl Pool {
             for (backend, weight) in backends.iter_mut().zip(nearest) {
                 backend.weight = weight;
             }
-            if let Arranged::Fits(arrangement) = arrange(&backends) {
+            if let Arranged::Fits(arrangement) = arranging.arrange(self.family, &backends) {
                 self.arrangement = arrangement;
                 break;
             }
@@ -93,7 +94,7 @@ pub(super) fn pools(
     listed: &[BackendEntry],
     named: &BTreeSet<Family>,
     lookup: Lookup,
-    arrange: Arrange,
+    mut arranging: Arranging,
 ) -> Result<Vec<Pool>, BadRequest> {
     let found = addresses(listed, named, lookup)?;
     let mut pools = Vec::new();
@@ -101,7 +102,7 @@ pub(super) fn pools(
         let (places, backends) = of_family(family, listed, &found)?;
         let is_empty = listed.is_empty() && (named.is_empty() || named.contains(&family));
         if !backends.is_empty() || is_empty {
-            pools.push(pool(family, &places, backends, arrange)?);
+            pools.push(pool(family, &places, backends, &mut arranging)?);
         }
     }
     Ok(pools)
@@ -238,15 +239,16 @@ fn pool(
     family: Family,
     places: &[usize],
     mut backends: Vec<Backend>,
-    arrange: Arrange,
+    arranging: &mut Arranging,
 ) -> Result<Pool, BadRequest> {
     service::decide(&mut backends, &Known::default(), None);
+    let mode = arranging.method.mode;
     let mut fitting = |is_wanted: fn(&Backend) -> bool| match backends.iter().any(is_wanted) {
         false => Ok(Arrangement::empty()),
-        true => match arrange(&to_arrange(&backends, is_wanted)) {
+        true => match arranging.arrange(family, &to_arrange(&backends, is_wanted)) {
             Arranged::Fits(arrangement) => Ok(arrangement),
             Arranged::TooManyRules => Err(too_many_rules(&backends)),
-            Arranged::TooSmall(at) => Err(too_small(places[at], backends[at].weight)),
+            Arranged::TooSmall(at) => Err(too_small(mode, places[at], backends[at].weight)),
         },
     };
     let arrangement = fitting(Backend::is_in_service)?;
@@ -258,53 +260,77 @@ fn pool(
     })
 }
 
-fn too_small(place: usize, weight: u32) -> BadRequest {
+fn too_small(mode: Mode, place: usize, weight: u32) -> BadRequest {
+    let unit = match mode {
+        Mode::Nth | Mode::Random => "the kernel's chances are whole numbers of 2^-31",
+        Mode::Hash => "the thresholds of a hash are whole numbers of 2^-32",
+    };
     BadRequest::new(
         format!("backends[{place}].weight"),
-        format!(
-            "`{weight}` is too small beside the others: the kernel's chances are whole numbers of 2^-31; \
-             take less unequal weights"
-        ),
+        format!("`{weight}` is too small beside the others: {unit}; take less unequal weights"),
     )
 }
 
-/// Arranges backends into chains.
-type Arrange<'a> = &'a mut dyn FnMut(&[schedule::Backend]) -> Arranged;
+/// The way to arrange backends into chains.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Method {
+    pub mode: Mode,
+    pub layout: Layout,
+    pub hashing: Hashing,
+}
 
-/// Arranges backends into chains. In turn equal weights make equal chains, so that
+/// The arrangement of the pools of one balancer.
+pub(super) struct Arranging<'a> {
+    pub method: Method,
+    pub arranger: &'a mut Arranger,
+}
+
+/// Arrangements that were computed before. In turn equal weights make equal chains, so that
 /// for balancers with the same weights they are computed once (`benches/sets.py`).
 #[derive(Default)]
 pub(super) struct Arranger(HashMap<(Layout, Vec<u32>), Arranged>);
 
-impl Arranger {
-    pub fn arrange(
-        &mut self,
-        (mode, layout): (Mode, Layout),
-        backends: &[schedule::Backend],
-    ) -> Arranged {
-        if mode == Mode::Random {
-            return arrange(mode, layout, backends);
+impl Arranging<'_> {
+    fn arrange(&mut self, family: Family, backends: &[schedule::Backend]) -> Arranged {
+        let Method {
+            mode,
+            layout,
+            hashing,
+        } = self.method;
+        match mode {
+            Mode::Nth => {
+                let weights = backends.iter().map(|backend| backend.weight).collect();
+                let known = self.arranger.0.entry((layout, weights));
+                let in_turn = || {
+                    let flat = || schedule::flat_in_turn(backends);
+                    laid_out(layout, flat, || schedule::tree_in_turn(backends))
+                };
+                known.or_insert_with(in_turn).clone()
+            }
+            Mode::Random => {
+                let flat = || schedule::flat_by_chance(backends);
+                laid_out(layout, flat, || schedule::tree_by_chance(backends))
+            }
+            Mode::Hash => {
+                let choice = hashing.choice(family);
+                let flat = || schedule::flat_by_hash(backends, choice);
+                laid_out(layout, flat, || schedule::tree_by_hash(backends, choice))
+            }
         }
-        let weights = backends.iter().map(|backend| backend.weight).collect();
-        let known = self.0.entry((layout, weights));
-        known
-            .or_insert_with(|| arrange(mode, layout, backends))
-            .clone()
     }
 }
 
 /// The requested arrangement. With [`Layout::Auto`] it is the one in which a
 /// connection visits the fewest rules, and one chain if they are equal.
-fn arrange(mode: Mode, layout: Layout, backends: &[schedule::Backend]) -> Arranged {
-    type Arrange = fn(&[schedule::Backend]) -> Arranged;
-    let (flat, tree): (Arrange, Arrange) = match mode {
-        Mode::Nth => (schedule::flat_in_turn, schedule::tree_in_turn),
-        Mode::Random => (schedule::flat_by_chance, schedule::tree_by_chance),
-    };
+fn laid_out(
+    layout: Layout,
+    flat: impl FnOnce() -> Arranged,
+    tree: impl FnOnce() -> Arranged,
+) -> Arranged {
     match layout {
-        Layout::Flat => flat(backends),
-        Layout::Tree => tree(backends),
-        Layout::Auto => flat(backends).or_shorter(|| tree(backends)),
+        Layout::Flat => flat(),
+        Layout::Tree => tree(),
+        Layout::Auto => flat().or_shorter(tree),
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::backend::ambiguous_ports;
 use super::balancer::{Balancer, Draft, Inherited};
 use super::coerce::{BadRequest, Field, Mistakes, as_boolean, list, text};
+use super::hash;
 use super::pool::Arranger;
 use super::shape::{misshapen, names_of};
 use super::unchecked::{BalancerAttributes, RequestAttributes};
@@ -87,9 +88,13 @@ fn check_defaults(defaults: &RequestAttributes, mistakes: &mut Mistakes) {
         backends: None,
         destination_port: None,
         masquerade,
+        hash_key: None,
+        hash_prefix: None,
+        hash_seed: None,
         ..defaults.clone()
     };
     mistakes.take(Draft::read(&alone, DesiredState::Absent));
+    mistakes.take(hash::values(defaults));
     mistakes.take(word("disconnect", &alone.disconnect, Disconnect::WORDS));
     mistakes.take(word("layout", &alone.layout, Layout::WORDS));
 }
@@ -184,6 +189,9 @@ fn known(object: &json::Object) -> Option<BalancerAttributes> {
         let place = match name.as_str() {
             "name" => &mut found.name,
             "mode" => &mut found.mode,
+            "hash_key" => &mut found.hash_key,
+            "hash_prefix" => &mut found.hash_prefix,
+            "hash_seed" => &mut found.hash_seed,
             "backends" => &mut found.backends,
             "protocol" => &mut found.protocol,
             "destination_port" => &mut found.destination_port,
@@ -218,7 +226,8 @@ fn label(attributes: &BalancerAttributes, set: &Name) -> Result<String, BadReque
 }
 
 /// The attributes of a balancer, with the defaults of the set. Those about the
-/// rewriting of source addresses are for the balancers that do it.
+/// rewriting of source addresses, and those about a hash, are for the balancers that
+/// do it.
 fn with_defaults(
     own: BalancerAttributes,
     defaults: &RequestAttributes,
@@ -230,6 +239,12 @@ fn with_defaults(
         true => &nothing,
         false => defaults,
     };
+    let mode = or(own.mode, &defaults.mode);
+    let is_hash = |mode: &Value| mode.as_str().is_some_and(|word| word.trim() == "hash");
+    let of_hash = match mode.as_ref().is_some_and(is_hash) {
+        true => defaults,
+        false => &nothing,
+    };
     let inherited = Inherited {
         destination: own.destination.is_none(),
         source: own.source.is_none(),
@@ -238,7 +253,10 @@ fn with_defaults(
     let attributes = RequestAttributes {
         backends: own.backends,
         destination_port: own.destination_port,
-        mode: or(own.mode, &defaults.mode),
+        mode,
+        hash_key: or(own.hash_key, &of_hash.hash_key),
+        hash_prefix: or(own.hash_prefix, &of_hash.hash_prefix),
+        hash_seed: or(own.hash_seed, &of_hash.hash_seed),
         protocol: or(own.protocol, &defaults.protocol),
         destination: or(own.destination, &defaults.destination),
         source: or(own.source, &defaults.source),
@@ -294,6 +312,6 @@ mod tests {
             let read = BalancerAttributes::deserialize(shape).unwrap();
             assert_eq!(format!("{copied:?}"), format!("{read:?}"));
         }
-        assert_eq!(names.len(), 17);
+        assert_eq!(names.len(), 20);
     }
 }

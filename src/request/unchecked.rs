@@ -26,9 +26,24 @@ pub(crate) struct RequestAttributes {
     #[schemars(with = "Option<DesiredState>", extend("default" = "present"))]
     pub state: Option<Value>,
 
-    /// `nth` is exact weighted round robin, `random` an independent random choice for each connection.
+    /// `nth` is exact weighted round robin, `random` an independent random choice for each connection. With `hash` the same
+    /// client goes to the same backend: at every connection, after every run, and on every gateway that has the same backends.
     #[schemars(with = "Option<Mode>", extend("default" = "nth"))]
     pub mode: Option<Value>,
+
+    /// With `mode: hash`: the client is its address, or its address and port. `connection` spreads a crowd that comes from one
+    /// address; every gateway still decides alike.
+    #[schemars(with = "Option<HashKey>", extend("default" = "source"))]
+    pub hash_key: Option<Value>,
+
+    /// With `mode: hash`: how many leading bits of the client's address count. The default of IPv6 is the network of
+    /// one subscriber, within which addresses change.
+    #[schemars(with = "Option<HashPrefixForm>", extend("default" = {"ipv4": 32, "ipv6": 64}))]
+    pub hash_prefix: Option<Value>,
+
+    /// With `mode: hash`: another number gives another, independent choice.
+    #[schemars(with = "Option<u32>", extend("default" = 0))]
+    pub hash_seed: Option<Value>,
 
     /// The backends: each an object, or a string `HOST[:PORT] [weight=N]`
     /// (IPv6: `[fd00::1]:5308`). IPv4 and IPv6 may be mixed; connections of
@@ -161,6 +176,18 @@ pub(crate) struct BalancerAttributes {
     /// See `mode` of a single balancer; the default is that of the set.
     #[schemars(with = "Option<Mode>")]
     pub mode: Option<Value>,
+
+    /// See `hash_key` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<HashKey>")]
+    pub hash_key: Option<Value>,
+
+    /// See `hash_prefix` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<HashPrefixForm>")]
+    pub hash_prefix: Option<Value>,
+
+    /// See `hash_seed` of a single balancer; the default is that of the set.
+    #[schemars(with = "Option<u32>")]
+    pub hash_seed: Option<Value>,
 
     /// See `backends` of a single balancer.
     #[schemars(with = "Option<Vec<BackendForm>>")]
@@ -347,6 +374,18 @@ enum OneOrList<T> {
 }
 
 #[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code)]
+struct HashPrefixForm {
+    /// Of an IPv4 address.
+    #[schemars(range(min = 1, max = 32))]
+    ipv4: Option<u8>,
+    /// Of an IPv6 address.
+    #[schemars(range(min = 1, max = 128))]
+    ipv6: Option<u8>,
+}
+
+#[derive(JsonSchema)]
 #[serde(untagged)]
 #[allow(dead_code)]
 enum MasqueradeForm {
@@ -407,6 +446,18 @@ words!(
         Nth = "nth",
         /// By chance, independently for each connection.
         Random = "random",
+        /// By a hash of the client.
+        Hash = "hash",
+    }
+);
+words!(
+    /// The client that `mode: hash` decides by.
+    HashKey {
+        /// Its address.
+        #[default]
+        Source = "source",
+        /// Its address and port.
+        Connection = "connection",
     }
 );
 words!(

@@ -16,32 +16,26 @@
 //!   branching on its way, and nothing else. A backend with an eighth of a
 //!   chain's weight or more is served in the chain itself, so that large shares
 //!   are never deep.
+//! - **By a hash** it is the same tree, but without exceptions for large shares, see
+//!   [`super::hashes`].
 
 use std::collections::BTreeMap;
 
 use super::chances::{Pool, Split};
+use super::digits::{by_hash, first_difference, id, last_group};
 use super::turns;
-use crate::netfilter::statistic::{Share, Statistic};
+use crate::netfilter::bpf::HashMatch;
+use crate::netfilter::flow::Flow;
+use crate::netfilter::statistic::{Probability, Share, Statistic};
 
 /// The properties of a backend that decide about its position and share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// A number of its own, that stays the same; of it [`HASH_BITS`] are used.
+    /// A number of its own, that stays the same; of it 36 bits are used for positions.
     pub hash: u64,
     /// Its weight.
     pub weight: u32,
 }
-
-/// The number of hash bits that decide about positions, and the number used at
-/// each branching.
-///
-/// With two bits a chain sends a quarter of its connections on, a third of the
-/// rest, half of the rest, and goes on with the last quarter. A connection
-/// visits a few more rules than with one bit, and a quarter fewer chains, which
-/// cost more (`benches/flows.py`).
-const HASH_BITS: u32 = 36;
-const DIGIT_BITS: u32 = 2;
-const DIGITS: u32 = HASH_BITS / DIGIT_BITS;
 
 /// Chains with the part that each rule takes, the main chain first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,10 +66,13 @@ pub struct Node {
 }
 
 /// A rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Branch {
-    /// The part of the connections reaching it that the rule takes.
+    /// The part of the connections reaching it that the rule takes, by turns or by
+    /// chance.
     pub takes: Statistic,
+    /// The hashes that decide, all of which must match.
+    pub hashes: Vec<HashMatch>,
     /// The target of the rule.
     pub to: To,
 }
@@ -97,8 +94,8 @@ pub enum Arranged {
     /// In turn it would take more rules than [`rules_max`], or turns than
     /// `--every` can count.
     TooManyRules,
-    /// The share of the backend at that place is too small for the kernel's
-    /// chances.
+    /// The share of the backend at that place is too small for the unit of the
+    /// match.
     TooSmall(usize),
 }
 
@@ -149,8 +146,9 @@ pub fn flat_in_turn(backends: &[Backend]) -> Arranged {
 pub fn flat_by_chance(backends: &[Backend]) -> Arranged {
     let mut builder = TreeBuilder::new();
     let listed = with_weight(backends);
-    builder.share_out(MAIN, &listed, backends, Pool::all(sum(&listed, backends)));
-    builder.by_chance()
+    let pool = Pool::all(sum(&listed, backends), Probability::BITS);
+    builder.share_out(MAIN, &listed, backends, pool);
+    builder.independent()
 }
 
 /// A tree of chains, in turn.
@@ -176,26 +174,20 @@ pub fn tree_in_turn(backends: &[Backend]) -> Arranged {
 /// A tree of chains, by chance.
 #[must_use]
 pub fn tree_by_chance(backends: &[Backend]) -> Arranged {
-    let mut places = with_weight(backends);
-    places.sort_by_key(|at| {
-        (
-            backends[*at].hash & ((1 << HASH_BITS) - 1),
-            backends[*at].hash,
-        )
-    });
+    let places = by_hash(backends);
     let mut builder = TreeBuilder::new();
-    let pool = Pool::all(sum(&places, backends));
+    let pool = Pool::all(sum(&places, backends), Probability::BITS);
     builder.branch_out(MAIN, places, backends, pool, 0);
-    builder.by_chance()
+    builder.independent()
 }
 
-fn with_weight(backends: &[Backend]) -> Vec<usize> {
+pub(super) fn with_weight(backends: &[Backend]) -> Vec<usize> {
     (0..backends.len())
         .filter(|at| backends[*at].weight > 0)
         .collect()
 }
 
-fn sum(places: &[usize], backends: &[Backend]) -> u64 {
+pub(super) fn sum(places: &[usize], backends: &[Backend]) -> u64 {
     places
         .iter()
         .map(|at| u64::from(backends[*at].weight))
@@ -208,7 +200,7 @@ impl Arrangement {
     #[must_use]
     pub fn visits(&self) -> u128 {
         let mut visits = 0;
-        self.follow(|_, left, _| visits += left.in_64_bits());
+        self.follow(|_, reaching, _| visits += reaching.in_64_bits());
         visits
     }
 
@@ -227,18 +219,18 @@ impl Arrangement {
     /// Calls `see` for each branch, with the share that reaches it and the
     /// share that it takes.
     fn follow(&self, mut see: impl FnMut(&Branch, Share, Share)) {
-        let mut reaching = vec![Share::NONE; self.chains.len()];
-        reaching[MAIN] = Share::ALL;
+        let mut reaching = vec![Flow::default(); self.chains.len()];
+        reaching[MAIN] = Flow::all();
         // A chain is always made after the first that jumps to it.
         for at in 0..self.chains.len() {
-            let mut left = reaching[at];
+            let mut left = std::mem::take(&mut reaching[at]);
             for branch in &self.chains[at].branches {
-                let (taken, rest) = left.split(branch.takes);
+                let share = left.share();
+                let taken = left.take(branch.takes, &branch.hashes);
+                see(branch, share, taken.share());
                 if let To::Chain(next) = branch.to {
-                    reaching[next] = reaching[next].and(taken);
+                    reaching[next].join(taken);
                 }
-                see(branch, left, taken);
-                left = rest;
             }
         }
     }
@@ -261,10 +253,10 @@ impl Class {
 }
 
 /// The place of the main chain.
-const MAIN: usize = 0;
+pub(super) const MAIN: usize = 0;
 
 /// An arrangement in the making.
-struct TreeBuilder {
+pub(super) struct TreeBuilder {
     chains: Vec<Node>,
     /// A backend whose share was lost to rounding.
     lost: Option<usize>,
@@ -356,7 +348,7 @@ fn divide(count: usize, primes: &[usize], divisors: &mut Vec<usize>) {
 }
 
 impl TreeBuilder {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let main = Node {
             id: String::new(),
             branches: Vec::new(),
@@ -368,7 +360,7 @@ impl TreeBuilder {
         }
     }
 
-    fn chain(&mut self, id: String) -> usize {
+    pub(super) fn chain(&mut self, id: String) -> usize {
         self.chains.push(Node {
             id,
             branches: Vec::new(),
@@ -382,7 +374,27 @@ impl TreeBuilder {
     }
 
     fn add(&mut self, chain: usize, takes: Statistic, to: To) {
-        self.chains[chain].branches.push(Branch { takes, to });
+        self.chains[chain].branches.push(Branch {
+            takes,
+            hashes: Vec::new(),
+            to,
+        });
+    }
+
+    /// Adds a rule that takes everything with these hashes.
+    pub(super) fn add_hashed(&mut self, chain: usize, hashes: Vec<HashMatch>, to: To) {
+        self.chains[chain].branches.push(Branch {
+            takes: Statistic::Always,
+            hashes,
+            to,
+        });
+    }
+
+    /// Notes who has lost its share to rounding, or whose loss it would be.
+    pub(super) fn check(&mut self, split: Split, witness: usize) {
+        if split.loses_a_part() {
+            self.lost.get_or_insert(witness);
+        }
     }
 
     fn in_turn(self, backends: &[Backend]) -> Arranged {
@@ -396,7 +408,7 @@ impl TreeBuilder {
         }
     }
 
-    fn by_chance(self) -> Arranged {
+    pub(super) fn independent(self) -> Arranged {
         match self.lost {
             Some(backend) => Arranged::TooSmall(backend),
             None => Arranged::Fits(Arrangement {
@@ -508,12 +520,10 @@ impl TreeBuilder {
     /// A rule by chance; `witness` is who loses if the chance is none, or if
     /// it leaves nothing to those after it.
     fn branch(&mut self, chain: usize, split: Split, to: To, witness: usize) {
-        let nothing = split.chance.units() == 0;
-        let everything = split.chance.complement().units() == 0;
-        if nothing || (everything && split.rest.weight() > 0) {
-            self.lost.get_or_insert(witness);
-        }
-        self.add(chain, Statistic::Random(split.chance).simplest(), to);
+        self.check(split, witness);
+        let units = u32::try_from(split.units).unwrap_or(Probability::ONE);
+        let chance = Probability::from_units(units);
+        self.add(chain, Statistic::Random(chance).simplest(), to);
     }
 
     /// Branches backends that are sorted by hash and agree in the digits before
@@ -556,38 +566,4 @@ impl TreeBuilder {
             (places, digit) = (small, next + 1);
         }
     }
-}
-
-/// The first digit from `digit` on in which not all agree.
-fn first_difference(places: &[usize], backends: &[Backend], digit: u32) -> Option<u32> {
-    let (first, last) = (places.first()?, places.last()?);
-    // They are sorted, so the first and the last differ first.
-    (digit..DIGITS).find(|digit| {
-        digit_of(backends[*first].hash, *digit) != digit_of(backends[*last].hash, *digit)
-    })
-}
-
-/// The beginning of the last group with the same digit; `None` if all are in
-/// one group.
-fn last_group(places: &[usize], backends: &[Backend], digit: u32) -> Option<usize> {
-    let digit_at = |at: &usize| digit_of(backends[*at].hash, digit);
-    let last = digit_at(places.last()?);
-    Some(places.partition_point(|at| digit_at(at) < last)).filter(|at| *at > 0)
-}
-
-/// A digit of a hash, from the highest of those that are used.
-fn digit_of(hash: u64, digit: u32) -> u64 {
-    hash >> (HASH_BITS - DIGIT_BITS * (digit + 1)) & ((1 << DIGIT_BITS) - 1)
-}
-
-/// The name of the chain for all hashes that begin like this one, up to and
-/// including the digit: 6 bits for the number of digits, and 36 bits of the
-/// hash, in 7 letters.
-fn id(hash: u64, digit: u32) -> String {
-    const LETTERS: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.";
-    let unused = HASH_BITS - DIGIT_BITS * (digit + 1);
-    let prefix = (hash & ((1 << HASH_BITS) - 1)) >> unused << unused;
-    let number = prefix << 6 | u64::from(digit);
-    let letter = |place: u32| char::from(LETTERS[(number >> (6 * place) & 63) as usize]);
-    (0..7).rev().map(letter).collect()
 }

@@ -1,11 +1,14 @@
 //! Weights into the part that each rule takes, and rules into chains. Pure
 //! arithmetic in whole numbers.
 //!
-//! [`turns`] and [`chances`] divide the connections of one chain, in turn or by
-//! chance; [`arrangement`] makes one chain of all backends, or a tree.
+//! [`turns`] and [`chances`] divide the connections of one chain, in turn or
+//! independently of each other; [`arrangement`] makes one chain of all backends, or
+//! a tree; [`hashes`] does so with decisions by a hash.
 
 mod arrangement;
 mod chances;
+mod digits;
+mod hashes;
 mod turns;
 
 use crate::netfilter::statistic::Statistic;
@@ -13,6 +16,7 @@ pub use arrangement::{
     Arranged, Arrangement, Backend, Branch, Node, To, flat_by_chance, flat_in_turn, rules_max,
     tree_by_chance, tree_in_turn,
 };
+pub use hashes::{Choice, flat_by_hash, tree_by_hash};
 
 /// A rule that is served in turn: its part, and the connections that it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,7 @@
 use super::*;
+use crate::netfilter::Family;
+use crate::netfilter::bpf::{HashKey, Hasher};
+use crate::netfilter::flow::Flow;
 use crate::netfilter::statistic::{Probability, Share};
 use proptest::prelude::*;
 use std::collections::HashSet;
@@ -15,6 +18,15 @@ fn backends(weights: &[u32]) -> Vec<Backend> {
         })
         .collect()
 }
+
+const CHOICE: Choice = Choice {
+    hasher: Hasher {
+        family: Family::Ipv4,
+        key: HashKey::Source,
+        prefix: 32,
+    },
+    seed: 0,
+};
 
 fn fits(arranged: Arranged) -> Arrangement {
     match arranged {
@@ -82,20 +94,18 @@ fn serve(arrangement: &Arrangement, connections: usize) -> Vec<usize> {
 
 fn shares(arrangement: &Arrangement, backends: usize) -> Vec<f64> {
     let mut shares = vec![Share::NONE; backends];
-    let mut reaching = vec![Share::NONE; arrangement.chains.len()];
-    reaching[0] = Share::ALL;
+    let mut reaching = vec![Flow::default(); arrangement.chains.len()];
+    reaching[0] = Flow::all();
     for (at, chain) in arrangement.chains.iter().enumerate() {
-        let mut left = reaching[at];
+        let mut left = std::mem::take(&mut reaching[at]);
         for branch in &chain.branches {
-            let (taken, rest) = left.split(branch.takes);
-            let sum = match branch.to {
-                To::Backend(backend) => &mut shares[backend],
-                To::Chain(next) => &mut reaching[next],
-            };
-            *sum = sum.and(taken);
-            left = rest;
+            let taken = left.take(branch.takes, &branch.hashes);
+            match branch.to {
+                To::Backend(backend) => shares[backend] = shares[backend].and(taken.share()),
+                To::Chain(next) => reaching[next].join(taken),
+            }
         }
-        assert_eq!(left, Share::NONE, "connections pass all rules");
+        assert_eq!(left, Flow::default(), "connections pass all rules");
     }
     shares.into_iter().map(Share::as_f64).collect()
 }
@@ -148,9 +158,12 @@ fn weight_zero_has_no_rule() {
         tree_in_turn(&backends),
         flat_by_chance(&backends),
         tree_by_chance(&backends),
+        flat_by_hash(&backends, CHOICE),
+        tree_by_hash(&backends, CHOICE),
     ] {
         let only = Branch {
             takes: Statistic::Always,
+            hashes: Vec::new(),
             to: To::Backend(1),
         };
         assert_eq!(
@@ -328,6 +341,7 @@ fn chains_of_a_tree_have_names_of_their_own_that_fit() {
     for tree in [
         fits(tree_in_turn(&backends)),
         fits(tree_by_chance(&backends)),
+        fits(tree_by_hash(&backends, CHOICE)),
     ] {
         let names: HashSet<&str> = tree.chains.iter().map(|chain| chain.id.as_str()).collect();
         assert_eq!(names.len(), tree.chains.len());
@@ -345,15 +359,19 @@ fn chains_of_a_tree_have_names_of_their_own_that_fit() {
 fn equal_hashes_are_shared_out_one_after_the_other() {
     let same: Vec<Backend> = (0..20).map(|_| Backend { hash: 7, weight: 1 }).collect();
     assert_fair(&[1; 20], &fits(tree_by_chance(&same)));
+    assert_fair(&[1; 20], &fits(tree_by_hash(&same, CHOICE)));
 }
 
 /// The rules of an arrangement by chain, with backends by their hash.
 fn texts(arrangement: &Arrangement, backends: &[Backend]) -> HashSet<String> {
+    let takes = |branch: &Branch| (branch.takes, branch.hashes.clone());
     let rule = |chain: &Node, branch: &Branch| match branch.to {
-        To::Backend(at) => format!("{} {:?} {}", chain.id, branch.takes, backends[at].hash),
+        To::Backend(at) => format!("{} {:?} {}", chain.id, takes(branch), backends[at].hash),
         To::Chain(next) => format!(
             "{} {:?} {}",
-            chain.id, branch.takes, arrangement.chains[next].id
+            chain.id,
+            takes(branch),
+            arrangement.chains[next].id
         ),
     };
     let chains = arrangement.chains.iter();
@@ -363,7 +381,15 @@ fn texts(arrangement: &Arrangement, backends: &[Backend]) -> HashSet<String> {
 }
 
 #[test]
-fn in_a_tree_by_chance_one_backend_changes_few_rules_wherever_it_stands_in_the_list() {
+fn in_a_tree_one_backend_changes_few_rules_wherever_it_stands_in_the_list() {
+    for tree in [tree_by_chance, |backends: &[Backend]| {
+        tree_by_hash(backends, CHOICE)
+    }] {
+        one_backend_changes_few_rules(tree);
+    }
+}
+
+fn one_backend_changes_few_rules(tree: fn(&[Backend]) -> Arranged) {
     let all = backends(&vec![10; 1001]);
     for at in [0, 1, 17, 500, 999, 1000] {
         let mut without = all.clone();
@@ -372,7 +398,7 @@ fn in_a_tree_by_chance_one_backend_changes_few_rules_wherever_it_stands_in_the_l
         moved.insert(1000 - at, gone);
         let mut heavier = all.clone();
         heavier[at].weight = 23;
-        let rules = |backends: &[Backend]| texts(&fits(tree_by_chance(backends)), backends);
+        let rules = |backends: &[Backend]| texts(&fits(tree(backends)), backends);
         assert_eq!(rules(&moved), rules(&all), "the order of the list");
         for (one, other) in [(&all, &without), (&without, &all), (&all, &heavier)] {
             let written = rules(other).difference(&rules(one)).count();
@@ -410,7 +436,12 @@ proptest! {
     fn any_share_is_within_a_billionth(weights in prop::collection::vec(prop_oneof![0..=crate::request::WEIGHT_MAX, 0..100_u32], 1..60)) {
         prop_assume!(weights.iter().any(|weight| *weight > 0));
         let backends = backends(&weights);
-        for arranged in [flat_by_chance(&backends), tree_by_chance(&backends)] {
+        for arranged in [
+            flat_by_chance(&backends),
+            tree_by_chance(&backends),
+            flat_by_hash(&backends, CHOICE),
+            tree_by_hash(&backends, CHOICE),
+        ] {
             if let Arranged::Fits(arrangement) = arranged {
                 assert_fair(&weights, &arrangement);
             }

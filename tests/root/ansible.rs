@@ -121,7 +121,7 @@ pub fn playbook(namespace: &Namespace, tasks: &Value) -> std::path::PathBuf {
 fn the_examples_do_what_they_say_and_then_nothing() {
     for release in releases() {
         let namespace = Namespace::new("a");
-        for name in ["nth.yml", "random.yml"] {
+        for name in ["nth.yml", "random.yml", "hash.yml"] {
             let predicted = play_example(&namespace, &release, name, &["--check", "--diff"]);
             assert_eq!(predicted.recap("changed"), 1);
             assert!(

@@ -64,10 +64,15 @@ impl Dice {
         let mut request = json!({
             "name": "W", "variant": variant, "backends": backends,
             "destination_port": self.pick(&[json!(80), json!("80,443,1000:2000"), json!("0:65535")]),
-            "mode": self.pick(&["nth", "random"]), "layout": self.pick(&["auto", "flat", "tree"]),
+            "mode": self.pick(&["nth", "random", "hash"]), "layout": self.pick(&["auto", "flat", "tree"]),
             "protocol": self.pick(&["tcp", "udp", "sctp"]), "jump": self.pick(&["append", "insert"]),
             "when_empty": self.pick(&["reject", "drop", "pass"]),
         });
+        if request["mode"] == "hash" && self.once_in(2) {
+            request["hash_key"] = json!(self.pick(&["source", "connection"]));
+            request["hash_seed"] = json!(self.throw(3));
+            request["hash_prefix"] = json!({"ipv4": 24, "ipv6": 1 + self.throw(128)});
+        }
         for (name, value) in [
             ("local_traffic", json!(true)),
             ("forward", json!(true)),

@@ -16,6 +16,8 @@
 )]
 
 mod ansible;
+#[path = "../suite/bpf.rs"]
+mod bpf;
 mod cfengine;
 mod cli;
 mod collection;
@@ -26,6 +28,8 @@ mod effects;
 mod faults;
 mod fronts;
 mod gateway;
+mod ha;
+mod hash;
 mod health;
 mod host;
 mod jumps;

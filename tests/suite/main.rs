@@ -14,11 +14,13 @@
     clippy::option_option
 )]
 
+mod bpf;
 mod dice;
 mod fake;
 mod fuzz;
 mod fuzzed;
 mod golden;
+mod hash;
 mod manual;
 mod model;
 mod property;

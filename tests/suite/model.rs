@@ -463,6 +463,15 @@ fn lawful(found: &[String]) -> Result<(), String> {
             .and_then(|at| found.get(at + 1))
             .map(String::as_str)
     };
+    if found[1] == "bpf" {
+        let bytecode = value("--bytecode").ok_or("no bytecode")?;
+        let (count, instructions) = bytecode.split_once(',').ok_or("no instructions")?;
+        let found = instructions.split(',').count();
+        return match count.parse() == Ok(found) && found <= 64 {
+            true => Ok(()),
+            false => Err("the number of instructions differs".into()),
+        };
+    }
     if found[1] != "statistic" {
         return Ok(());
     }

@@ -97,7 +97,7 @@ fn requests() -> impl Strategy<Value = Value> {
     ];
     let attributes = (
         backends(),
-        prop::sample::select(vec!["nth", "random"]),
+        prop::sample::select(vec!["nth", "random", "hash"]),
         prop::sample::select(vec!["tcp", "udp", "sctp", "dccp"]),
         ports,
         prop::sample::select(vec!["append", "insert"]),

@@ -71,6 +71,12 @@ fn examples_are_valid_requests() {
     for (request, valid) in [
         (json!({"name": "W", "mode": "fair"}), false),
         (json!({"name": "W", "nme": 1}), false),
+        (json!({"name": "W", "hash_prefix": {"ipv4": 33}}), false),
+        (json!({"name": "W", "hash_prefix": {"ipv5": 3}}), false),
+        (
+            json!({"name": "W", "mode": "hash", "hash_key": "connection", "hash_prefix": {"ipv4": 24}, "hash_seed": 7}),
+            true,
+        ),
         (json!({"destination_port": 80}), false),
         (
             json!({"name": "W", "backends": [{"address": "192.0.2.1", "wieght": 1}]}),
@@ -98,10 +104,13 @@ pub struct Attribute {
 }
 
 /// In the order in which they are declared, which is the order of the contract.
-pub const ORDER: [&str; 25] = [
+pub const ORDER: [&str; 28] = [
     "name",
     "state",
     "mode",
+    "hash_key",
+    "hash_prefix",
+    "hash_seed",
     "backends",
     "balancers",
     "protocol",
@@ -146,9 +155,9 @@ fn attribute(schema: &Value, name: &str, property: &Value) -> Attribute {
         "destination_port" | "destination" | "source" | "snat_address" => ("list", Some("str")),
         "local_traffic" | "forward" | "ip_forward" | "backup" => ("bool", None),
         "persist" | "status" | "panic_threshold" => ("raw", None),
-        "health" => ("dict", None),
+        "health" | "hash_prefix" => ("dict", None),
         "drain_timeout" | "interval" | "timeout" => ("float", None),
-        "wait" | "port" | "weight" | "rise" | "fall" => ("int", None),
+        "hash_seed" | "wait" | "port" | "weight" | "rise" | "fall" => ("int", None),
         _ => ("str", None),
     };
     let strings = |value: &Value| {
@@ -429,6 +438,7 @@ fn examples(module: &str) -> String {
     let tasks = [
         "nth.yml",
         "random.yml",
+        "hash.yml",
         "gateway.yml",
         "edge.yml",
         "absent.yml",

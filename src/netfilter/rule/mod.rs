@@ -43,7 +43,7 @@ pub struct Rule {
     pub matches: Option<Box<Matches>>,
     /// `-m statistic`
     pub statistic: Statistic,
-    /// `-m bpf`, with programs of ours that must all match, in ascending order.
+    /// `-m bpf`, with programs of ours that must all match.
     pub hashes: Vec<HashMatch>,
     /// `-j` or `-g`
     pub target: Target,

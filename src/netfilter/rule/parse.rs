@@ -221,7 +221,7 @@ impl RuleBuilder {
         once("-j", &mut self.target, target)
     }
 
-    fn finish(mut self) -> Result<Rule, Unreadable> {
+    fn finish(self) -> Result<Rule, Unreadable> {
         let absent = |what: &str| Unreadable(format!("no {what}"));
         let statistic = match (self.mode, self.every, self.packet, self.probability) {
             (None, None, None, None) => Statistic::Always,
@@ -234,8 +234,6 @@ impl RuleBuilder {
             (Some(Mode::Random), None, None, Some(chance)) => Statistic::Random(chance),
             _ => return Err(absent("statistic that makes sense")),
         };
-        self.hashes.sort_unstable();
-        self.hashes.dedup();
         let rule = Rule {
             protocol: self.protocol,
             statistic: statistic.simplest(),

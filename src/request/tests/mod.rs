@@ -213,7 +213,26 @@ fn every_error_names_the_attribute_the_item_and_the_way_out() {
         ),
         (
             json!({"mode": true}),
-            "mode: `true` is not one of: nth, random",
+            "mode: `true` is not one of: nth, random, hash",
+        ),
+        (
+            json!({"hash_seed": 7}),
+            "hash_seed: is for `mode: hash`, and the mode is `nth`; say `mode: hash`, or leave it out",
+        ),
+        (
+            json!({"mode": "random", "hash_key": "source", "hash_prefix": {"ipv4": 24}}),
+            "hash_key: is for `mode: hash`, and the mode is `random`; say `mode: hash`, or leave it out; \
+             hash_prefix: is for `mode: hash`, and the mode is `random`; say `mode: hash`, or leave it out",
+        ),
+        (
+            json!({"mode": "hash", "hash_key": "port", "hash_seed": -1, "hash_prefix": {"ipv4": 0, "ipv6": 129, "ipv5": 1}}),
+            "hash_key: `port` is not one of: source, connection; hash_seed: `-1` is not between 0 and 4294967295; \
+             hash_prefix.ipv4: `0` is not between 1 and 32; hash_prefix.ipv5: is neither `ipv4` nor `ipv6`; \
+             hash_prefix.ipv6: `129` is not between 1 and 128",
+        ),
+        (
+            json!({"mode": "hash", "hash_prefix": 24}),
+            "hash_prefix: `24` is not {ipv4: 1 to 32, ipv6: 1 to 128}",
         ),
         (
             json!({"destination_port": null}),
@@ -391,9 +410,49 @@ fn no_string_of_a_request_becomes_a_rule_an_option_or_a_line() {
 fn the_attributes_are_those_of_the_contract() {
     let mut names = super::names_of::<RequestAttributes>();
     names.sort_unstable();
-    let contract = "backends balancers chain destination destination_port disconnect forward in_interface ip_forward jump layout \
+    let contract = "backends balancers chain destination destination_port disconnect forward hash_key hash_prefix hash_seed in_interface ip_forward jump layout \
          local_traffic masquerade mode name out_interface persist protocol snat_address source state variant wait when_empty";
     assert_eq!(names, contract.split_whitespace().collect::<Vec<_>>());
+}
+
+/// Ansible and CFEngine hand over numbers as strings, and CFEngine an object as text.
+#[test]
+fn the_hash_of_a_client_comes_in_many_spellings() {
+    let hashing = |more: Value| {
+        let mut object =
+            json!({"name": "W", "destination_port": 80, "backends": "192.0.2.1", "mode": "hash"});
+        let attributes = object.as_object_mut().unwrap();
+        attributes.extend(more.as_object().unwrap().clone());
+        let request = Request::from_json(attributes.clone()).unwrap();
+        request.balancers()[0].hashing
+    };
+    let given = hashing(json!({}));
+    assert_eq!(
+        (
+            given.key,
+            given.seed,
+            given.prefix(Family::Ipv4),
+            given.prefix(Family::Ipv6)
+        ),
+        (HashKey::Source, 0, 32, 64)
+    );
+    let given = hashing(
+        json!({"hash_key": "connection", "hash_seed": "4294967295", "hash_prefix": "{\"ipv4\": \"24\"}"}),
+    );
+    assert_eq!(
+        (
+            given.key,
+            given.seed,
+            given.prefix(Family::Ipv4),
+            given.prefix(Family::Ipv6)
+        ),
+        (HashKey::Connection, u32::MAX, 24, 64)
+    );
+    let given = hashing(json!({"hash_prefix": {"ipv4": null, "ipv6": 48}}));
+    assert_eq!(
+        (given.prefix(Family::Ipv4), given.prefix(Family::Ipv6)),
+        (32, 48)
+    );
 }
 
 /// The words of other programs lead to ours.
@@ -424,17 +483,17 @@ fn familiar_words_of_other_programs_lead_to_the_way_out() {
         refused(
             json!({"mode": word}),
             &format!(
-                "mode: `{word}` is not one of: nth, random; round robin, with weights, is `nth`"
+                "mode: `{word}` is not one of: nth, random, hash; round robin, with weights, is `nth`"
             ),
         );
     }
     refused(
         json!({"mode": "source"}),
-        "mode: `source` is not one of: nth, random; a client is not kept with a backend; the nearest is `random`",
+        "mode: `source` is not one of: nth, random, hash; the same backend for the same client is `hash`",
     );
     refused(
         json!({"mode": "least_conn"}),
-        "mode: `least_conn` is not one of: nth, random; iptables does not count a backend's connections; the nearest is `nth`",
+        "mode: `least_conn` is not one of: nth, random, hash; iptables does not count a backend's connections; the nearest is `nth`",
     );
     refused(
         json!({"backends": ["http://192.0.2.1"]}),
@@ -473,7 +532,7 @@ fn several_mistakes_are_named_at_once_up_to_five() {
         ),
         "prot: there is no such attribute; the nearest is `protocol`; \
          backends[0].address: `192.0.2.300` is neither an IP address nor a hostname; \
-         backends[1].weight: `-1` is not between 0 and 2147483647; mode: `fair` is not one of: nth, random; \
+         backends[1].weight: `-1` is not between 0 and 2147483647; mode: `fair` is not one of: nth, random, hash; \
          destination_port[1]: `0` is not between 1 and 65535; and 1 more"
     );
     assert_eq!(

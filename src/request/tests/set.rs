@@ -19,6 +19,31 @@ fn dns() -> Value {
     json!({"name": "dns", "protocol": "udp", "destination_port": 53, "backends": ["10.9.0.5"]})
 }
 
+/// Defaults about a hash are for the balancers that decide by one.
+#[test]
+fn a_hash_may_be_a_default_and_serve_some_balancers() {
+    let mut dns = dns();
+    dns["mode"] = json!("hash");
+    dns["hash_seed"] = json!(9);
+    let defaults = json!({"hash_key": "connection", "hash_seed": 3});
+    let request = set(&defaults, &json!([web(), dns])).unwrap();
+    let hashing = |at: usize| request.balancers()[at].hashing;
+    assert_eq!(hashing(0), Hashing::default());
+    assert_eq!((hashing(1).key, hashing(1).seed), (HashKey::Connection, 9));
+    refused(
+        &json!({"hash_seed": "x"}),
+        &json!([web()]),
+        "hash_seed: `x` is not a whole number",
+    );
+    let mut web = web();
+    web["hash_seed"] = json!(1);
+    refused(
+        &json!({}),
+        &json!([web]),
+        "balancers[0].hash_seed: is for `mode: hash`, and the mode is `nth`; say `mode: hash`, or leave it out",
+    );
+}
+
 #[track_caller]
 fn refused(attributes: &Value, balancers: &Value, expected: &str) {
     let error = set(attributes, balancers)
@@ -124,7 +149,7 @@ fn a_wrong_default_is_named_once() {
     refused(
         &json!({"mode": "fair"}),
         &json!([web(), dns()]),
-        "mode: `fair` is not one of: nth, random",
+        "mode: `fair` is not one of: nth, random, hash",
     );
     refused(
         &json!({"disconnect": "maybe", "layout": "round"}),
@@ -221,6 +246,6 @@ fn absent_checks_the_balancers_too() {
     refused(
         &json!({"state": "absent"}),
         &json!([{"name": "web", "mode": "fair"}]),
-        "balancers[0].mode: `fair` is not one of: nth, random",
+        "balancers[0].mode: `fair` is not one of: nth, random, hash",
     );
 }

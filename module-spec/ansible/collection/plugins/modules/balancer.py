@@ -52,10 +52,29 @@ DOCUMENTATION = r"""
       choices: ['present', 'absent']
     mode:
       description:
-        - '`nth` is exact weighted round robin, `random` an independent random choice for each connection.'
+        - '`nth` is exact weighted round robin, `random` an independent random choice for each connection. With `hash` the same client goes to the
+              same backend: at every connection, after every run, and on every gateway that has the same backends.'
       type: str
       default: 'nth'
-      choices: ['nth', 'random']
+      choices: ['nth', 'random', 'hash']
+    hash_key:
+      description:
+        - 'With `mode: hash`: the client is its address, or its address and port. `connection` spreads a crowd that comes from one address; every
+              gateway still decides alike.'
+      type: str
+      default: 'source'
+      choices: ['source', 'connection']
+    hash_prefix:
+      description:
+        - 'With `mode: hash`: how many leading bits of the client''s address count. The default of IPv6 is the network of one subscriber, within
+              which addresses change.'
+      type: dict
+      default: {"ipv4":32,"ipv6":64}
+    hash_seed:
+      description:
+        - 'With `mode: hash`: another number gives another, independent choice.'
+      type: int
+      default: 0
     backends:
       description:
         - 'The backends: each an object, or a string `HOST[:PORT] [weight=N]` (IPv6: `[fd00::1]:5308`). IPv4 and IPv6 may be mixed; connections of
@@ -101,7 +120,20 @@ DOCUMENTATION = r"""
           description:
             - 'See `mode` of a single balancer; the default is that of the set.'
           type: str
-          choices: ['nth', 'random']
+          choices: ['nth', 'random', 'hash']
+        hash_key:
+          description:
+            - 'See `hash_key` of a single balancer; the default is that of the set.'
+          type: str
+          choices: ['source', 'connection']
+        hash_prefix:
+          description:
+            - 'See `hash_prefix` of a single balancer; the default is that of the set.'
+          type: dict
+        hash_seed:
+          description:
+            - 'See `hash_seed` of a single balancer; the default is that of the set.'
+          type: int
         backends:
           description:
             - 'See `backends` of a single balancer.'
@@ -353,6 +385,21 @@ EXAMPLES = r"""
     iptables_balance.gateway.balancer:
       name: WEB
       mode: random
+      destination: local
+      destination_port: [80, 443]
+      backends:
+        - {address: 10.9.0.1, weight: 30}
+        - {address: 10.9.0.2, weight: 30}
+        - {address: 10.9.0.3, weight: 30}
+        - {address: 10.9.0.4, weight: 10}
+        - {address: "fd09::1", weight: 2}
+        - {address: "fd09::2", weight: 1}
+
+  - name: Balance the web ports of this host's own addresses
+    iptables_balance.gateway.balancer:
+      name: WEB
+      mode: hash
+      hash_prefix: {ipv4: 24, ipv6: 56}
       destination: local
       destination_port: [80, 443]
       backends:
