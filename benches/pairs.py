@@ -15,11 +15,13 @@ def program():
 
 
 def in_a_network_of_our_own():
-    """Starts the script again in a network namespace of its own, with an xtables lock of its own."""
+    """Starts the script again in a network namespace of its own, with locks and files of its own."""
     if "BENCH_INSIDE" not in os.environ:
         os.environ["BENCH_INSIDE"] = "1"
         os.environ["XTABLES_LOCKFILE"] = f"/tmp/bench-{os.getpid()}.lock"
         os.environ["IPTABLES_BALANCE_LOCKFILE"] = f"/tmp/bench-{os.getpid()}.balance.lock"
+        os.environ["IPTABLES_BALANCE_STATE_DIR"] = f"/tmp/bench-{os.getpid()}.state"
+        os.environ["IPTABLES_BALANCE_RUNTIME_DIR"] = f"/tmp/bench-{os.getpid()}.run"
         user = [] if os.geteuid() == 0 else ["--map-root-user"]
         os.execvp("unshare", ["unshare", *user, "--net", sys.executable, *sys.argv])
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

@@ -48,4 +48,5 @@ pub mod run;
 pub mod schedule;
 pub mod situation;
 pub mod state;
+pub mod status;
 pub mod watch;

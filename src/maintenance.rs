@@ -54,9 +54,10 @@ struct Meant {
 /// read or written. Nothing is changed then.
 pub fn carry_out(order: &Order, action: &Action) -> Result<Report> {
     let state = State::of(&order.name)?;
-    let unchecked = request(order, &state)?;
-    let meant = find(order, &unchecked.resolve(&lookup)?)?;
+    let (unchecked, _) = meant(order, &state)?;
     let lock = System::open(unchecked.variant.required(), unchecked.wait)?.lock()?;
+    // Others may have applied another request until now.
+    let (unchecked, meant) = meant(order, &state)?;
     let before = state.holds();
     if let Some(broken) = before.warning {
         bail!("{broken}");
@@ -80,6 +81,13 @@ pub fn carry_out(order: &Order, action: &Action) -> Result<Report> {
         report.msg = format!("{}; the list of holds is {list}", report.msg);
     }
     Ok(report)
+}
+
+/// The request to apply, and its backend that is meant.
+fn meant(order: &Order, state: &State) -> Result<(UncheckedRequest, Meant)> {
+    let unchecked = request(order, state)?;
+    let meant = find(order, &unchecked.resolve(&lookup)?)?;
+    Ok((unchecked, meant))
 }
 
 fn changed(holds: &Holds, meant: &Meant, action: &Action) -> Holds {

@@ -67,6 +67,40 @@ impl Situation {
         situation
     }
 
+    /// The situation as it is known without a probe: holds, and a watcher's verdicts.
+    #[must_use]
+    pub fn known(state: &State) -> Self {
+        let (backends, warning) = health::watched(state);
+        let mut situation = Self {
+            state: state.clone(),
+            holds: Vec::new(),
+            findings: Findings {
+                has_watcher: !backends.is_empty(),
+                backends,
+                warning,
+            },
+            is_watcher: false,
+            warnings: Vec::new(),
+        };
+        situation.read_holds();
+        situation
+    }
+
+    /// The hold of a backend.
+    #[must_use]
+    pub fn hold(&self, balancer: &Balancer, endpoint: Endpoint) -> Option<&Hold> {
+        let mut holds = self.holds.iter();
+        holds.find(|hold| hold.balancer == balancer.name && hold.endpoint() == endpoint)
+    }
+
+    /// The reason of the last failed check of each backend that is down.
+    #[must_use]
+    pub fn reasons(&self) -> HashMap<(Option<String>, Endpoint), &str> {
+        let backends = self.findings.backends.iter();
+        let reasons = backends.filter_map(|one| Some((one.backend(), one.reason.as_deref()?)));
+        reasons.collect()
+    }
+
     /// Reads the holds and the watcher's verdicts again.
     pub fn update(&mut self, state: &State) {
         self.read_holds();
@@ -135,9 +169,7 @@ impl Situation {
     }
 
     fn is_held(&self, target: &Target) -> bool {
-        let mut holds = self.holds.iter();
-        holds
-            .any(|hold| hold.balancer == target.balancer.name && hold.endpoint() == target.endpoint)
+        self.hold(target.balancer, target.endpoint).is_some()
     }
 
     /// The backends of a balancer that are down, in one warning.

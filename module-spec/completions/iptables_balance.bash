@@ -37,6 +37,9 @@ _iptables_balance() {
             iptables_balance,schema)
                 cmd="iptables_balance__subcmd__schema"
                 ;;
+            iptables_balance,status)
+                cmd="iptables_balance__subcmd__status"
+                ;;
             iptables_balance,watch)
                 cmd="iptables_balance__subcmd__watch"
                 ;;
@@ -61,6 +64,9 @@ _iptables_balance() {
             iptables_balance__subcmd__help,schema)
                 cmd="iptables_balance__subcmd__help__subcmd__schema"
                 ;;
+            iptables_balance__subcmd__help,status)
+                cmd="iptables_balance__subcmd__help__subcmd__status"
+                ;;
             iptables_balance__subcmd__help,watch)
                 cmd="iptables_balance__subcmd__help__subcmd__watch"
                 ;;
@@ -71,7 +77,7 @@ _iptables_balance() {
 
     case "${cmd}" in
         iptables_balance)
-            opts="-h -V --help --version plan apply check watch hold release schema help"
+            opts="-h -V --help --version plan apply check watch hold release status schema help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -113,7 +119,7 @@ _iptables_balance() {
             return 0
             ;;
         iptables_balance__subcmd__help)
-            opts="plan apply check watch hold release schema help"
+            opts="plan apply check watch hold release status schema help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -224,6 +230,20 @@ _iptables_balance() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        iptables_balance__subcmd__help__subcmd__status)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         iptables_balance__subcmd__help__subcmd__watch)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -313,12 +333,34 @@ _iptables_balance() {
             return 0
             ;;
         iptables_balance__subcmd__schema)
-            opts="-h --help request result"
+            opts="-h --help request result status"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        iptables_balance__subcmd__status)
+            opts="-h --format --watch --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --format)
+                    COMPREPLY=($(compgen -W "text json prometheus" -- "${cur}"))
+                    return 0
+                    ;;
+                --watch)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;

@@ -81,11 +81,20 @@ _arguments "${_arguments_options[@]}" : \
 ':backend -- The backend\: ADDRESS or ADDRESS\:PORT:_default' \
 && ret=0
 ;;
+(status)
+_arguments "${_arguments_options[@]}" : \
+'--format=[The form of the output; prometheus is for the textfile collector of the node exporter]:FORMAT:(text json prometheus)' \
+'--watch=[Show it again every so many seconds]:SECONDS:_default' \
+'-h[Print help]' \
+'--help[Print help]' \
+'::name -- The balancer or set; without it all of which a request was applied here:_default' \
+&& ret=0
+;;
 (schema)
 _arguments "${_arguments_options[@]}" : \
 '-h[Print help]' \
 '--help[Print help]' \
-':kind -- The schema of a request, or that of a result:(request result)' \
+':kind -- The schema of a request, that of a result, or that of the output of a subcommand:(request result status)' \
 && ret=0
 ;;
 (help)
@@ -124,6 +133,10 @@ _arguments "${_arguments_options[@]}" : \
 _arguments "${_arguments_options[@]}" : \
 && ret=0
 ;;
+(status)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
 (schema)
 _arguments "${_arguments_options[@]}" : \
 && ret=0
@@ -150,6 +163,7 @@ _iptables_balance_commands() {
 'watch:Apply a request, check the backends for ever, and apply it again when one dies or comes back' \
 'hold:Take a backend out of service until it is released, or for a while' \
 'release:Bring a backend back that is held' \
+'status:Show the balancers of this host\: shares, who is in service or why not, connections' \
 'schema:Print a JSON Schema' \
 'help:Print this message or the help of the given subcommand(s)' \
     )
@@ -174,6 +188,7 @@ _iptables_balance__subcmd__help_commands() {
 'watch:Apply a request, check the backends for ever, and apply it again when one dies or comes back' \
 'hold:Take a backend out of service until it is released, or for a while' \
 'release:Bring a backend back that is held' \
+'status:Show the balancers of this host\: shares, who is in service or why not, connections' \
 'schema:Print a JSON Schema' \
 'help:Print this message or the help of the given subcommand(s)' \
     )
@@ -214,6 +229,11 @@ _iptables_balance__subcmd__help__subcmd__schema_commands() {
     local commands; commands=()
     _describe -t commands 'iptables_balance help schema commands' commands "$@"
 }
+(( $+functions[_iptables_balance__subcmd__help__subcmd__status_commands] )) ||
+_iptables_balance__subcmd__help__subcmd__status_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance help status commands' commands "$@"
+}
 (( $+functions[_iptables_balance__subcmd__help__subcmd__watch_commands] )) ||
 _iptables_balance__subcmd__help__subcmd__watch_commands() {
     local commands; commands=()
@@ -238,6 +258,11 @@ _iptables_balance__subcmd__release_commands() {
 _iptables_balance__subcmd__schema_commands() {
     local commands; commands=()
     _describe -t commands 'iptables_balance schema commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__status_commands] )) ||
+_iptables_balance__subcmd__status_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance status commands' commands "$@"
 }
 (( $+functions[_iptables_balance__subcmd__watch_commands] )) ||
 _iptables_balance__subcmd__watch_commands() {

@@ -1,4 +1,5 @@
-//! The wait for the connections of backends that are out of service.
+//! The connections of backends, and the wait until those that are out of service have
+//! none.
 
 use std::cell::RefCell;
 use std::collections::HashSet;
@@ -32,21 +33,33 @@ pub struct Remaining {
     pub connections: usize,
 }
 
-/// The backends of weight 0, and those that are held or were removed.
+/// Backends whose connections are counted.
 #[derive(Debug)]
 pub struct Draining(Vec<(Family, Vec<RemovedBackend>)>);
 
 impl Draining {
-    /// The backends that the observed rules name and that get no new connections.
+    /// The backends of weight 0, and those that are held or were removed: the observed
+    /// rules name them, and they get no new connections.
     #[must_use]
     pub fn new<'a>(
         request: &Request,
         plan: &Plan,
         before: impl Iterator<Item = (Family, &'a Ruleset)>,
     ) -> Self {
-        let places = [Service::Drained, Service::Held];
+        Self::of(&[Service::Drained, Service::Held], request, plan, before)
+    }
+
+    /// The backends that the observed rules name and that have one of these places, or
+    /// are not planned.
+    #[must_use]
+    pub fn of<'a>(
+        places: &[Service],
+        request: &Request,
+        plan: &Plan,
+        before: impl Iterator<Item = (Family, &'a Ruleset)>,
+    ) -> Self {
         let of_family = |(family, before): (Family, &Ruleset)| {
-            let leaving = Leaving::new(request, family, &places).or_had_left();
+            let leaving = Leaving::new(request, family, places).or_had_left();
             let backends = removed(plan, family, before, &leaving, &|_, _| true);
             (family, backends)
         };
@@ -71,7 +84,11 @@ impl Draining {
         }
     }
 
-    fn remaining(&self, host: &impl Host) -> Result<Vec<Remaining>> {
+    /// The connections of each backend that has some.
+    ///
+    /// # Errors
+    /// When the kernel does not list connections.
+    pub fn remaining(&self, host: &impl Host) -> Result<Vec<Remaining>> {
         let mut remaining = Vec::new();
         for (family, backends) in self.0.iter().filter(|(_, backends)| !backends.is_empty()) {
             let open = RefCell::new(vec![HashSet::new(); backends.len()]);

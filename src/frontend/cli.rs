@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
+use std::thread;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -25,7 +26,7 @@ use crate::report::Report;
 use crate::request::{Request, UncheckedRequest};
 use crate::restore::{self, Step};
 use crate::run::{Invocation, Run};
-use crate::watch;
+use crate::{status, watch};
 
 /// Spreads new connections over servers with the kernel's iptables.
 #[derive(Parser)]
@@ -96,9 +97,21 @@ enum Command {
         #[command(flatten)]
         backend: BackendArguments,
     },
+    /// Show the balancers of this host: shares, who is in service or why not, connections.
+    Status {
+        /// The balancer or set; without it all of which a request was applied here.
+        #[arg(value_parser = Name::new)]
+        name: Option<Name>,
+        /// The form of the output; prometheus is for the textfile collector of the node exporter.
+        #[arg(long, default_value = "text")]
+        format: StatusFormat,
+        /// Show it again every so many seconds.
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+        watch: Option<u64>,
+    },
     /// Print a JSON Schema.
     Schema {
-        /// The schema of a request, or that of a result.
+        /// The schema of a request, that of a result, or that of the output of a subcommand.
         kind: SchemaArgument,
     },
 }
@@ -151,9 +164,17 @@ impl From<FamilyArgument> for Family {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum StatusFormat {
+    Text,
+    Json,
+    Prometheus,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum SchemaArgument {
     Request,
     Result,
+    Status,
 }
 
 impl From<SchemaArgument> for schema::Kind {
@@ -161,6 +182,7 @@ impl From<SchemaArgument> for schema::Kind {
         match argument {
             SchemaArgument::Request => Self::Request,
             SchemaArgument::Result => Self::Result,
+            SchemaArgument::Status => Self::Status,
         }
     }
 }
@@ -222,6 +244,26 @@ pub fn run(
             act(&request, RunMode::Check, exit_code, (out, errors), run)
         }
         Command::Watch { request } => follow(&request, errors),
+        Command::Status {
+            name,
+            format,
+            watch: None,
+        } => print_status(name.as_ref(), format, (out, errors)),
+        Command::Status {
+            name,
+            format,
+            watch: Some(seconds),
+        } => loop {
+            if out.is_terminal() {
+                out.write_all(b"\x1b[H\x1b[2J")?;
+            }
+            let code = print_status(name.as_ref(), format, (out, errors))?;
+            if code != 0 {
+                return Ok(code);
+            }
+            out.flush()?;
+            thread::sleep(Duration::from_secs(seconds));
+        },
         Command::Hold {
             backend,
             time,
@@ -232,6 +274,26 @@ pub fn run(
         }
         Command::Release { backend } => maintain(backend, &Action::Release, (out, errors)),
     }
+}
+
+fn print_status(
+    name: Option<&Name>,
+    format: StatusFormat,
+    (out, errors): (&mut (impl Write + IsTerminal), &mut impl Write),
+) -> io::Result<u8> {
+    let found = match status::status(name) {
+        Ok(found) => found,
+        Err(error) => return complain(&format!("{error:#}"), 1, errors),
+    };
+    for warning in &found.warnings {
+        writeln!(errors, "iptables_balance: warning: {warning}")?;
+    }
+    let text = match format {
+        StatusFormat::Text => super::status::text(&found, style(out)),
+        StatusFormat::Prometheus => super::status::prometheus(&found),
+        StatusFormat::Json => serde_json::to_string(&found)? + "\n",
+    };
+    out.write_all(text.as_bytes()).map(|()| 0)
 }
 
 /// Watches until a signal ends it. Each line is flushed: a journal reads it.

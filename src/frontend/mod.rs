@@ -6,6 +6,7 @@ pub mod cli;
 pub mod invocation;
 pub mod json;
 pub mod schema;
+pub mod status;
 pub mod terminal;
 
 use std::ffi::OsString;

@@ -3,6 +3,7 @@
 
 use crate::report::Report;
 use crate::request::unchecked::RequestAttributes;
+use crate::status::Status;
 
 /// The schemas that can be printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +12,8 @@ pub enum Kind {
     Request,
     /// The schema of a result.
     Result,
+    /// The schema of `status`.
+    Status,
 }
 
 /// The schema as indented JSON.
@@ -19,6 +22,7 @@ pub fn text(kind: Kind) -> String {
     let schema = match kind {
         Kind::Request => schemars::schema_for!(RequestAttributes),
         Kind::Result => schemars::schema_for!(Report),
+        Kind::Status => schemars::schema_for!(Status),
     };
     serde_json::to_string_pretty(&schema).unwrap_or_default()
 }

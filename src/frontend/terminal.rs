@@ -15,7 +15,9 @@ pub enum Style {
 }
 
 impl Style {
-    fn paint(self, code: &str, text: &str) -> String {
+    /// The text in a colour, where there are colours.
+    #[must_use]
+    pub fn paint(self, code: &str, text: &str) -> String {
         match self {
             Self::Terminal => format!("\x1b[{code}m{text}\x1b[0m"),
             Self::Plain => text.to_owned(),

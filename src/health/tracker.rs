@@ -182,7 +182,7 @@ mod tests {
 
     fn health(rise: u32, fall: u32) -> Health {
         Health {
-            interval: Duration::from_millis(1000),
+            interval: Duration::from_secs(1),
             timeout: Duration::from_millis(200),
             rise,
             fall,

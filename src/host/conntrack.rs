@@ -25,6 +25,7 @@ const CTA_ID: u16 = 12;
 const CTA_NAT_DST: u16 = 13;
 const CTA_ZONE: u16 = 18;
 const CTA_FILTER: u16 = 25;
+const CTA_STATUS_MASK: u16 = 26;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
 const CTA_IP_V4_SRC: u16 = 1;
@@ -130,21 +131,33 @@ pub fn translated(
         })
     };
     let filters: BTreeSet<Vec<u8>> = filters.iter().map(ReplyFilter::attributes).collect();
+    let rewritten = rewritten();
     if filters.len() > FILTERS {
-        return list(&[]);
+        return list(&rewritten);
     }
     let mut found = Vec::new();
     for filter in filters {
         match list(&filter) {
             Ok(entries) => found.extend(entries),
             // A kernel that knows filters, but not this one.
-            Err(error) if is_unsupported(&error) => return list(&[]),
+            Err(error) if is_unsupported(&error) => return list(&rewritten),
             Err(error) => return Err(error),
         }
     }
     found.sort_unstable();
     found.dedup();
     Ok(found)
+}
+
+/// The filter for entries whose destination was rewritten. A kernel that does not know
+/// it lists everything.
+fn rewritten() -> Vec<u8> {
+    let status = IPS_DST_NAT.to_be_bytes();
+    [
+        encoded(CTA_STATUS, &status),
+        encoded(CTA_STATUS_MASK, &status),
+    ]
+    .concat()
 }
 
 fn is_unsupported(error: &io::Error) -> bool {

@@ -109,7 +109,7 @@ impl Notifier {
                 None => SocketAddr::from_pathname(&name).ok(),
             }
         });
-        let socket = address.and_then(|address| Some((UnixDatagram::unbound().ok()?, address)));
+        let socket = address.and_then(|address| Some((nonblocking().ok()?, address)));
         Self {
             socket,
             watchdog: watchdog().map(|limit| limit / 2),
@@ -169,6 +169,13 @@ impl Notifier {
             socket.send_to_addr(message.as_bytes(), address).ok();
         }
     }
+}
+
+/// A socket that loses a message where a manager does not read: checks do not wait.
+fn nonblocking() -> io::Result<UnixDatagram> {
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 /// The time limit of the watchdog, if it is meant for this process.

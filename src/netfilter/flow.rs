@@ -51,9 +51,15 @@ impl Flow {
         self.0.iter().fold(Share::NONE, sum)
     }
 
-    /// Adds connections that get to the same place.
-    pub fn join(&mut self, mut other: Self) {
-        self.0.append(&mut other.0);
+    /// Adds connections that get to the same place. Those of which the same is known
+    /// become one part: the order in which they come then makes no difference.
+    pub fn join(&mut self, other: Self) {
+        for part in other.0 {
+            match self.0.iter_mut().find(|own| own.known == part.known) {
+                Some(own) => own.share = own.share.and(part.share),
+                None => self.0.push(part),
+            }
+        }
         if self.0.len() > MOST {
             let (share, known) = (self.share(), Vec::new());
             self.0 = vec![Part { share, known }];

@@ -402,13 +402,13 @@ fn the_documentation_is_shown_by_ansible_doc() {
         let options = module["doc"]["options"].as_object().unwrap();
         assert_eq!(
             (options.len(), &options["wait"]["default"]),
-            (23, &json!(10)),
+            (25, &json!(10)),
             "{text}"
         );
         assert_eq!(options["mode"]["choices"], json!(["nth", "random"]));
         assert_eq!(
             options["backends"]["suboptions"].as_object().unwrap().len(),
-            3
+            4
         );
         assert_eq!(
             module["return"]["changes"]["contains"]

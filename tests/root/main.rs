@@ -44,4 +44,7 @@ mod packages;
 mod releases;
 mod sets;
 mod ssh;
+mod status;
 mod trust;
+mod watch;
+mod watch_long_run;

