@@ -383,6 +383,7 @@ proptest! {
     #[test]
     fn a_program_computes_the_hash(
         source: u128, port: u16, seed: u32, near in 0..3_u32, prefix in 1..=128_u8, is_ipv4: bool, by_port: bool, has_header: bool,
+        protocol in prop::sample::select(vec![6, 17, 33, 132, 58]),
     ) {
         let (family, prefix) = match is_ipv4 {
             true => (Family::Ipv4, (prefix - 1) % 32 + 1),
@@ -396,11 +397,12 @@ proptest! {
             false => Ipv6Addr::from(source).into(),
         };
         let mut packet = packet(address, port);
+        packet[if is_ipv4 { 9 } else { 6 }] = protocol;
         if has_header {
             packet = with_header(packet, family);
         }
-        // The ports after an IPv6 extension header are not looked for.
-        let seen = if has_header && !is_ipv4 { 0 } else { port };
+        // The ports after an IPv6 extension header are not looked for, and ICMPv6 has none.
+        let seen = if (has_header || protocol == 58) && !is_ipv4 { 0 } else { port };
         let expected = hash(&words, by_port.then_some(seen), seed);
         let key = if by_port { HashKey::Connection } else { HashKey::Source };
         let below = expected.wrapping_add(near).wrapping_sub(1);
