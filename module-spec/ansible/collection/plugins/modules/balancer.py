@@ -397,7 +397,7 @@ EXAMPLES = r"""
 
   - name: Balance the web ports of this host's own addresses
     iptables_balance.gateway.balancer:
-      name: WEB
+      name: SHOP
       mode: hash
       hash_prefix: {ipv4: 24, ipv6: 56}
       destination: local
@@ -451,13 +451,14 @@ EXAMPLES = r"""
           disconnect: always
           backends: [10.9.0.1, 10.9.0.2]
 
-  - name: Remove what nth.yml and random.yml made
+  - name: Remove what nth.yml, random.yml and hash.yml made
     iptables_balance.gateway.balancer:
       name: "{{ item }}"
       state: absent
     loop:
       - CFENGINE
       - WEB
+      - SHOP
 """
 
 RETURN = r"""
