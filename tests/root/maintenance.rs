@@ -388,3 +388,62 @@ fn drain_timeout_waits_for_the_connections_and_tells_what_is_left() {
         );
     }
 }
+
+/// A run that looked at the holds before an operator's order came must not undo it.
+#[test]
+fn a_hold_that_comes_during_a_run_is_heeded_by_it() {
+    for variant in VARIANTS {
+        let gateway = Namespace::new("g");
+        gateway.apply(&pool(variant));
+        let mut more = pool(variant);
+        more["backends"] = json!("10.9.0.1:5308,10.9.0.2:5308,10.9.0.3:5308");
+        // Each dump takes a while, and the order comes during the first.
+        let begun = gateway.scratch().join("begun");
+        let slow = |program: &str| {
+            let begun = begun.display();
+            format!(
+                "#!/bin/sh\n[ \"$1\" = --version ] || {{ touch {begun}; sleep 1; }}\nexec /usr/sbin/{program} \"$@\"\n"
+            )
+        };
+        let names = [
+            "iptables-save",
+            "ip6tables-save",
+            "iptables-nft-save",
+            "ip6tables-nft-save",
+            "iptables-legacy-save",
+            "ip6tables-legacy-save",
+        ];
+        let scripts = names.map(|name| (name, slow(name)));
+        let stand_ins: Vec<(&str, &str)> = scripts
+            .iter()
+            .map(|(name, text)| (*name, text.as_str()))
+            .collect();
+        let result = thread::scope(|scope| {
+            let run = scope.spawn(|| gateway.ask_with_stand_ins(&stand_ins, &more));
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !begun.exists() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(10));
+            }
+            thread::sleep(Duration::from_millis(300));
+            done(&gateway, &["hold", "W", "10.9.0.1:5308"]);
+            run.join().unwrap()
+        });
+        assert_eq!(result["failed"], json!(false), "{variant} {result}");
+        assert!(
+            warnings(&result).contains("`10.9.0.1:5308` is held"),
+            "{variant} {result}"
+        );
+        let served: Vec<_> = result["distribution"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["in_service"].clone())
+            .collect();
+        assert_eq!(
+            served,
+            [json!(false), json!(true), json!(true)],
+            "{variant} {result}"
+        );
+        assert_eq!(gateway.apply(&more)["changed"], json!(false), "{variant}");
+    }
+}
