@@ -276,11 +276,11 @@ fn every_error_names_the_attribute_the_item_and_the_way_out() {
         ),
         (
             json!({"backends": ["192.0.2.1 80"]}),
-            "backends[0]: `192.0.2.1 80` is not of the form HOST[:PORT] [weight=N]",
+            "backends[0]: `192.0.2.1 80` is not of the form HOST[:PORT] [weight=N] [backup]",
         ),
         (
             json!({"backends": ["192.0.2.1 weight=1 weight=2"]}),
-            "backends[0]: `192.0.2.1 weight=1 weight=2` is not of the form HOST[:PORT] [weight=N]",
+            "backends[0]: `192.0.2.1 weight=1 weight=2` is not of the form HOST[:PORT] [weight=N] [backup]",
         ),
         (
             json!({"backends": ["192.0.2.300"]}),
@@ -304,11 +304,11 @@ fn every_error_names_the_attribute_the_item_and_the_way_out() {
         ),
         (
             json!({"backends": [7]}),
-            "backends[0]: `7` is neither an object {address, port, weight} nor a string HOST[:PORT] [weight=N]",
+            "backends[0]: `7` is neither an object {address, port, weight, backup} nor a string HOST[:PORT] [weight=N] [backup]",
         ),
         (
             json!({"backends": true}),
-            "backends[0]: `true` is neither an object {address, port, weight} nor a string HOST[:PORT] [weight=N]",
+            "backends[0]: `true` is neither an object {address, port, weight, backup} nor a string HOST[:PORT] [weight=N] [backup]",
         ),
         (
             json!({"source": "10.0.0.0/33"}),
@@ -410,8 +410,9 @@ fn no_string_of_a_request_becomes_a_rule_an_option_or_a_line() {
 fn the_attributes_are_those_of_the_contract() {
     let mut names = super::names_of::<RequestAttributes>();
     names.sort_unstable();
-    let contract = "backends balancers chain destination destination_port disconnect forward hash_key hash_prefix hash_seed in_interface ip_forward jump layout \
-         local_traffic masquerade mode name out_interface persist protocol snat_address source state variant wait when_empty";
+    let contract = "backends balancers chain destination destination_port disconnect drain_timeout forward hash_key hash_prefix hash_seed \
+         health in_interface ip_forward jump layout local_traffic masquerade mode name out_interface persist protocol \
+         snat_address source state variant wait when_empty";
     assert_eq!(names, contract.split_whitespace().collect::<Vec<_>>());
 }
 
