@@ -16,6 +16,8 @@ pub struct Tracker {
     tracks: Vec<Track>,
     due: BTreeSet<(Instant, usize)>,
     dice: Dice,
+    /// The beginning of the grid on which checks begin.
+    origin: Option<Instant>,
 }
 
 /// The checks of one backend.
@@ -42,6 +44,7 @@ impl Tracker {
             tracks: Vec::new(),
             due: BTreeSet::new(),
             dice: Dice(seed),
+            origin: None,
         }
     }
 
@@ -119,6 +122,7 @@ impl Tracker {
     /// thousands of checks do not fall into step.
     fn schedule(&mut self, id: usize, now: Instant) {
         let track = &mut self.tracks[id];
+        let interval = track.interval;
         let next = match (track.verdict, track.is_first) {
             (None, _) => track.begun + track.pause,
             (Some(_), true) => {
@@ -130,7 +134,18 @@ impl Tracker {
                 track.begun + tenth * 9 + self.dice.below(tenth * 2)
             }
         };
-        self.due.insert((next.max(now), id));
+        let next = self.on_grid(next.max(now), interval);
+        self.due.insert((next, id));
+    }
+
+    /// The next moment on a grid of a twentieth of an interval. Checks that begin
+    /// together wake the program once.
+    fn on_grid(&mut self, moment: Instant, interval: Duration) -> Instant {
+        let origin = *self.origin.get_or_insert(moment);
+        let grid = (interval / 20).as_nanos().max(1);
+        let past = moment.saturating_duration_since(origin).as_nanos() % grid;
+        let rest = (grid - past) % grid;
+        moment + Duration::from_nanos(u64::try_from(rest).unwrap_or_default())
     }
 }
 

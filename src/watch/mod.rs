@@ -56,6 +56,8 @@ struct Watcher<'a> {
     request: UncheckedRequest,
     read: ReadRequest<'a>,
     targets: Targets,
+    /// True when these are the backends of the request, whose names did resolve.
+    are_adopted: bool,
     names: Rc<Names>,
     prober: Prober,
     signals: Signals,
@@ -116,6 +118,7 @@ impl<'a> Watcher<'a> {
         let log = Log::new(&name, tell);
         let mut watcher = Self {
             targets: Targets::new(),
+            are_adopted: false,
             stamps: state.stamps(),
             name,
             state,
@@ -260,8 +263,12 @@ impl<'a> Watcher<'a> {
                     self.log.problem(&format!("{problem}: {error}"));
                 }
                 self.targets.adopt(&request, known, &mut self.prober, now);
+                self.are_adopted = true;
             }
-            Err(error) => self.log.problem(&error.to_string()),
+            Err(error) => {
+                self.log.problem(&error.to_string());
+                self.are_adopted = false;
+            }
         }
     }
 
@@ -304,6 +311,12 @@ impl<'a> Watcher<'a> {
         const BUSY: Duration = Duration::from_millis(20);
         if !self.wants_to_run() || now < self.next_run {
             return;
+        }
+        if !self.are_adopted {
+            self.adopt_targets(&[], now);
+            if !self.wants_to_run() {
+                return;
+            }
         }
         self.write_verdicts();
         match self.host().and_then(|host| host.try_lock()) {

@@ -389,6 +389,35 @@ fn drain_timeout_waits_for_the_connections_and_tells_what_is_left() {
     }
 }
 
+/// Whoever waits for the lock goes on from what the one before left.
+#[test]
+fn a_hold_that_waited_applies_the_request_of_the_run_that_it_waited_for() {
+    let gateway = Namespace::new("g");
+    let request =
+        |backends: &str| json!({"name": "W", "destination_port": 5308, "backends": backends});
+    gateway.apply(&request("10.9.0.1,10.9.0.2"));
+    let kept = state(&gateway, "W.json");
+    let old = fs::read(&kept).unwrap();
+    gateway.apply(&request("10.9.0.1,10.9.0.2,10.9.0.3"));
+    let new = fs::read(&kept).unwrap();
+    fs::write(&kept, old).unwrap();
+    let lock = gateway.scratch().join("balance.lock");
+    let lock = fs::File::open(lock).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let mut command = gateway.command(&[PROGRAM, "hold", "W", "10.9.0.2"]);
+    let mut hold = command.stdout(Stdio::null()).spawn().unwrap();
+    thread::sleep(Duration::from_millis(400));
+    fs::write(&kept, &new).unwrap();
+    drop(lock);
+    assert!(hold.wait().unwrap().success());
+    let rules = gateway.run(&["iptables-save", "-t", "nat"]);
+    assert!(
+        rules.contains("-A W -p tcp -j DNAT --to-destination 10.9.0.3"),
+        "{rules}"
+    );
+    assert_eq!(fs::read(&kept).unwrap(), new);
+}
+
 /// A run that looked at the holds before an operator's order came must not undo it.
 #[test]
 fn a_hold_that_comes_during_a_run_is_heeded_by_it() {

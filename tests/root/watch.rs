@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, Namespace, PROGRAM, VARIANTS, shown};
+use crate::lab::{Lab, Namespace, PROGRAM, VARIANTS, add_address, shown};
 
 const SWITCHED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/root/switched.py");
 const UNIT: &str = concat!(
@@ -421,6 +421,47 @@ fn a_backup_serves_while_nobody_else_can() {
 }
 
 #[test]
+fn a_server_that_dies_leaves_every_balancer_of_a_set_that_has_it() {
+    for_each_variant(|variant| {
+        let lab = Lab::new();
+        let gateway = &lab.gateway;
+        let mut switch = Switch::new(&lab.servers);
+        switch.turn("up", &SERVERS);
+        let request = json!({
+            "name": "W", "variant": variant, "destination": "10.8.0.1", "health": quick(),
+            "balancers": [
+                {"name": "web", "destination_port": 80, "backends": SERVERS[..2]},
+                {"name": "db", "destination_port": 81, "backends": SERVERS[1..3]},
+                {"name": "plain", "destination_port": 82, "backends": SERVERS[1..2], "health": {"panic_threshold": "never"}},
+            ],
+        });
+        let watcher = Watcher::start(gateway, &request);
+        watcher.waits_for("was set up");
+        let targets_of = |balancer: &str| {
+            let dump = gateway.run(&[&format!("iptables-{variant}-save"), "-t", "nat"]);
+            let prefix = format!("-A W/{balancer} ");
+            let lines = dump.lines().filter(|line| line.starts_with(&prefix));
+            let led = lines.filter_map(|line| line.split("10.9.0.").nth(1));
+            led.map(|to| to.replace(":5308", ""))
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        let all = || ["web", "db", "plain"].map(targets_of);
+        assert_eq!(all(), ["1 2", "2 3", "2"], "{variant}");
+        switch.turn("down", &SERVERS[1..2]);
+        assert!(wait_until(|| all() == ["1", "3", ""]), "{:?}", all());
+        for line in [
+            "balancer `web`: backend `10.9.0.2:5308` is down",
+            "balancer `plain`: backend `10.9.0.2:5308` is down",
+        ] {
+            watcher.waits_for(line);
+        }
+        switch.turn("up", &SERVERS[1..2]);
+        assert!(wait_until(|| all() == ["1 2", "2 3", "2"]), "{:?}", all());
+    });
+}
+
+#[test]
 fn holds_are_honoured_at_once_and_end_by_themselves() {
     for_each_variant(|variant| {
         let lab = Lab::new();
@@ -432,8 +473,8 @@ fn holds_are_honoured_at_once_and_end_by_themselves() {
         // The request is kept after the rules are there.
         watcher.waits_for("was set up");
         let hold = ["hold", "W", "10.9.0.2:5308", "--reason", "disk"];
-        let held = order(gateway, &hold);
-        assert!(held.status.success(), "{}", shown(&held));
+        let output = order(gateway, &hold);
+        assert!(output.status.success(), "{}", shown(&output));
         becomes(gateway, variant, "1 3 4");
         watcher.waits_for("`10.9.0.2:5308` is held until it is released (disk)");
         // A transition of another backend does not end it, and neither does a run.
@@ -732,6 +773,46 @@ fn a_service_manager_that_does_not_listen_stops_nothing() {
     drop(manager);
     switch.turn("up", &SERVERS[..1]);
     becomes(gateway, "nft", "1 2 3 4");
+}
+
+#[test]
+fn names_may_not_resolve_for_a_while() {
+    let gateway = Namespace::new("g").with_etc_of_its_own();
+    for address in ["10.9.0.1/32", "10.9.0.2/32"] {
+        add_address(&gateway, "lo", address);
+    }
+    let mut switch = Switch::new(&gateway);
+    switch.turn("up", &SERVERS[..2]);
+    let backends = ["server.invalid:5308", "10.9.0.2:5308"];
+    let watcher = Watcher::start(&gateway, &pool("nft", &backends, &quick()));
+    watcher.waits_for("`server.invalid` does not resolve");
+    let hosts = gateway.etc.as_ref().unwrap().join("hosts");
+    let text = fs::read_to_string(&hosts).unwrap();
+    fs::write(&hosts, text + "10.9.0.1 server.invalid\n").unwrap();
+    becomes(&gateway, "nft", "1 2");
+    watcher.waits_for("that is over");
+    switch.turn("down", &SERVERS[..1]);
+    becomes(&gateway, "nft", "2");
+}
+
+/// The socket has a name without a file, as in a container.
+#[test]
+fn the_service_manager_may_listen_on_an_abstract_socket() {
+    const MANAGER: &str = r#"
+import socket, sys
+manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+manager.bind("\0ipb-manager")
+print("ready", flush=True)
+while True:
+    open(sys.argv[1], "ab", 0).write(manager.recv(4096) + b"\n")
+"#;
+    let mut gateway = Namespace::new("g");
+    let heard = file(&gateway, "heard");
+    gateway.start(&["python3", "-c", MANAGER, heard.to_str().unwrap()]);
+    write_request(&gateway, &pool("nft", &SERVERS[..1], &quick()));
+    let _watcher = Watcher::again(&gateway, &[("NOTIFY_SOCKET", "@ipb-manager")]);
+    let has_heard = || fs::read_to_string(&heard).is_ok_and(|text| text.contains("READY=1\n"));
+    assert!(wait_until(has_heard));
 }
 
 #[test]

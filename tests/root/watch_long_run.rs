@@ -129,7 +129,7 @@ struct Run<'a> {
     dice: Dice,
 }
 
-impl<'a> Run<'a> {
+impl Run<'_> {
     fn step(&mut self) -> String {
         let at = self.dice.throw(6);
         let server = SERVERS[at];

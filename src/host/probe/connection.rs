@@ -38,8 +38,10 @@ struct Exchange {
     head: Vec<u8>,
 }
 
-/// A socket that closes with a reset. Otherwise each probe would leave a
-/// connection in TIME-WAIT, for a minute.
+/// A socket that closes with a reset, and that does not confirm the connection
+/// before it has something to send. A connection in TIME-WAIT would stay for a
+/// minute after each probe; and a probe that only connects costs three packets
+/// instead of five, and never reaches the server's program or its log.
 pub(super) fn socket(to: SocketAddr) -> Result<OwnedFd, Errno> {
     let family = match to {
         SocketAddr::V4(_) => AddressFamily::INET,
@@ -48,6 +50,7 @@ pub(super) fn socket(to: SocketAddr) -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None)?;
     sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
+    sockopt::set_tcp_quickack(&socket, false)?;
     Ok(socket)
 }
 

@@ -132,12 +132,28 @@ fn a_connection_that_is_accepted_is_enough_for_tcp() {
 }
 
 #[test]
-fn a_probe_ends_with_a_reset_so_that_no_port_waits() {
+fn a_probe_that_only_connects_does_not_reach_the_servers_program() {
     let (listener, address) = listener();
-    assert_eq!(verdict(&tcp(address, PATIENCE)), Ok(()));
-    let (mut stream, _) = listener.accept().unwrap();
-    let error = stream.read(&mut [0]).unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    listener.set_nonblocking(true).unwrap();
+    for _ in 0..5 {
+        assert_eq!(verdict(&tcp(address, PATIENCE)), Ok(()));
+        let error = listener.accept().unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    }
+}
+
+#[test]
+fn an_exchange_ends_with_a_reset_so_that_no_port_waits() {
+    let (sender, receiver) = mpsc::channel();
+    let address = server(move |mut stream| {
+        read_request(&mut stream);
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").ok();
+        let end = stream.read(&mut [0]).map_err(|error| error.kind());
+        sender.send(end).ok();
+    });
+    assert_eq!(verdict(&http(address, PATIENCE)), Ok(()));
+    let end = receiver.recv().unwrap();
+    assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
 }
 
 #[test]
@@ -345,6 +361,15 @@ fn a_probe_that_is_cancelled_has_no_result() {
     prober.start(2, &tcp(silent, PATIENCE));
     prober.cancel(1);
     assert_eq!(finish(&mut prober), [(2, Ok(()))]);
+    // A result that is known at once is dropped too.
+    let unreachable = tcp("255.255.255.255:1".parse().unwrap(), PATIENCE);
+    prober.start(4, &unreachable);
+    assert!(!prober.is_idle());
+    prober.cancel(4);
+    assert!(prober.is_idle());
+    prober.start(5, &unreachable);
+    prober.start(5, &unreachable);
+    assert_eq!(finish(&mut prober), [(5, Err(ProbeFailure::Unreachable))]);
     // The same number starts again in place of the former probe.
     prober.start(3, &http(silent, PATIENCE));
     prober.start(3, &tcp(nobody(), PATIENCE));
@@ -408,8 +433,9 @@ fn more_probes_than_descriptors_wait_for_their_turn() {
     limit_descriptors(80, 80);
     let mut prober = Prober::new().unwrap();
     (0..200).for_each(|id| prober.start(id, &http(address, PATIENCE)));
+    (150..200).for_each(|id| prober.cancel(id));
     let results = finish(&mut prober);
-    assert_eq!(results.len(), 200);
+    assert_eq!(results.len(), 150);
     assert!(results.iter().all(|(_, result)| result.is_ok()));
 }
 
