@@ -33,6 +33,7 @@
 pub mod converge;
 pub mod diff;
 pub mod effects;
+pub mod explain;
 pub mod frontend;
 pub mod health;
 pub mod host;

@@ -22,6 +22,9 @@ _iptables_balance() {
             iptables_balance,check)
                 cmd="iptables_balance__subcmd__check"
                 ;;
+            iptables_balance,explain)
+                cmd="iptables_balance__subcmd__explain"
+                ;;
             iptables_balance,help)
                 cmd="iptables_balance__subcmd__help"
                 ;;
@@ -48,6 +51,9 @@ _iptables_balance() {
                 ;;
             iptables_balance__subcmd__help,check)
                 cmd="iptables_balance__subcmd__help__subcmd__check"
+                ;;
+            iptables_balance__subcmd__help,explain)
+                cmd="iptables_balance__subcmd__help__subcmd__explain"
                 ;;
             iptables_balance__subcmd__help,help)
                 cmd="iptables_balance__subcmd__help__subcmd__help"
@@ -77,7 +83,7 @@ _iptables_balance() {
 
     case "${cmd}" in
         iptables_balance)
-            opts="-h -V --help --version plan apply check watch hold release status schema help"
+            opts="-h -V --help --version plan apply check watch hold release explain status schema help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -118,8 +124,38 @@ _iptables_balance() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        iptables_balance__subcmd__explain)
+            opts="-h --chain --format --exit-code --variant --family --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --chain)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "text json html prometheus" -- "${cur}"))
+                    return 0
+                    ;;
+                --variant)
+                    COMPREPLY=($(compgen -W "nft legacy" -- "${cur}"))
+                    return 0
+                    ;;
+                --family)
+                    COMPREPLY=($(compgen -W "ipv4 ipv6" -- "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         iptables_balance__subcmd__help)
-            opts="plan apply check watch hold release status schema help"
+            opts="plan apply check watch hold release explain status schema help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -147,6 +183,20 @@ _iptables_balance() {
             return 0
             ;;
         iptables_balance__subcmd__help__subcmd__check)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        iptables_balance__subcmd__help__subcmd__explain)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -333,7 +383,7 @@ _iptables_balance() {
             return 0
             ;;
         iptables_balance__subcmd__schema)
-            opts="-h --help request result status"
+            opts="-h --help request result explain status"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -32,6 +32,7 @@ complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "c
 complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "watch" -d 'Apply a request, check the backends for ever, and apply it again when one dies or comes back'
 complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "hold" -d 'Take a backend out of service until it is released, or for a while'
 complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "release" -d 'Bring a backend back that is held'
+complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "explain" -d 'Show who gets which share of the connections by any rules, and the known mistakes in them'
 complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "status" -d 'Show the balancers of this host: shares, who is in service or why not, connections'
 complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "schema" -d 'Print a JSON Schema'
 complete -c iptables_balance -n "__fish_iptables_balance_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
@@ -51,18 +52,30 @@ complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand hold" 
 complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand release" -l balancer -d 'The balancer of the set; needed where several have the backend' -r
 complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand release" -l request -d 'The request to apply, instead of the one that was last applied: a file, or - for standard input' -r
 complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand release" -s h -l help -d 'Print help'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand explain" -l chain -d 'Explain this chain only. May be given several times' -r
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand explain" -l format -d 'The format of the output' -r -f -a "text\t''
+json\t''
+html\t''
+prometheus\t''"
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand explain" -l variant -d 'The iptables variant of this host' -r -f -a "nft\t''
+legacy\t''"
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand explain" -l family -d 'The family of the dump, where it does not tell' -r -f -a "ipv4\t''
+ipv6\t''"
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand explain" -l exit-code -d 'Exit with 3 if there is a mistake'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand explain" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand status" -l format -d 'The form of the output; prometheus is for the textfile collector of the node exporter' -r -f -a "text\t''
 json\t''
 prometheus\t''"
 complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand status" -l watch -d 'Show it again every so many seconds' -r
 complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand status" -s h -l help -d 'Print help'
 complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand schema" -s h -l help -d 'Print help'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release status schema help" -f -a "plan" -d 'Print the iptables-restore text that builds the balancer on an empty host'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release status schema help" -f -a "apply" -d 'Apply a request, and show the changes'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release status schema help" -f -a "check" -d 'Show the changes that `apply` would make'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release status schema help" -f -a "watch" -d 'Apply a request, check the backends for ever, and apply it again when one dies or comes back'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release status schema help" -f -a "hold" -d 'Take a backend out of service until it is released, or for a while'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release status schema help" -f -a "release" -d 'Bring a backend back that is held'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release status schema help" -f -a "status" -d 'Show the balancers of this host: shares, who is in service or why not, connections'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release status schema help" -f -a "schema" -d 'Print a JSON Schema'
-complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release status schema help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release explain status schema help" -f -a "plan" -d 'Print the iptables-restore text that builds the balancer on an empty host'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release explain status schema help" -f -a "apply" -d 'Apply a request, and show the changes'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release explain status schema help" -f -a "check" -d 'Show the changes that `apply` would make'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release explain status schema help" -f -a "watch" -d 'Apply a request, check the backends for ever, and apply it again when one dies or comes back'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release explain status schema help" -f -a "hold" -d 'Take a backend out of service until it is released, or for a while'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release explain status schema help" -f -a "release" -d 'Bring a backend back that is held'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release explain status schema help" -f -a "explain" -d 'Show who gets which share of the connections by any rules, and the known mistakes in them'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release explain status schema help" -f -a "status" -d 'Show the balancers of this host: shares, who is in service or why not, connections'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release explain status schema help" -f -a "schema" -d 'Print a JSON Schema'
+complete -c iptables_balance -n "__fish_iptables_balance_using_subcommand help; and not __fish_seen_subcommand_from plan apply check watch hold release explain status schema help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -81,6 +81,18 @@ _arguments "${_arguments_options[@]}" : \
 ':backend -- The backend\: ADDRESS or ADDRESS\:PORT:_default' \
 && ret=0
 ;;
+(explain)
+_arguments "${_arguments_options[@]}" : \
+'*--chain=[Explain this chain only. May be given several times]:NAME:_default' \
+'--format=[The format of the output]:FORMAT:(text json html prometheus)' \
+'()--variant=[The iptables variant of this host]:VARIANT:(nft legacy)' \
+'--family=[The family of the dump, where it does not tell]:FAMILY:(ipv4 ipv6)' \
+'--exit-code[Exit with 3 if there is a mistake]' \
+'-h[Print help (see more with '\''--help'\'')]' \
+'--help[Print help (see more with '\''--help'\'')]' \
+'::dump -- The text of iptables-save or ip6tables-save, best with -c\: a file, or - for standard input. Without it this host is read:_default' \
+&& ret=0
+;;
 (status)
 _arguments "${_arguments_options[@]}" : \
 '--format=[The form of the output; prometheus is for the textfile collector of the node exporter]:FORMAT:(text json prometheus)' \
@@ -94,7 +106,7 @@ _arguments "${_arguments_options[@]}" : \
 _arguments "${_arguments_options[@]}" : \
 '-h[Print help]' \
 '--help[Print help]' \
-':kind -- The schema of a request, that of a result, or that of the output of a subcommand:(request result status)' \
+':kind -- The schema of a request, that of a result, or that of the output of a subcommand:(request result explain status)' \
 && ret=0
 ;;
 (help)
@@ -133,6 +145,10 @@ _arguments "${_arguments_options[@]}" : \
 _arguments "${_arguments_options[@]}" : \
 && ret=0
 ;;
+(explain)
+_arguments "${_arguments_options[@]}" : \
+&& ret=0
+;;
 (status)
 _arguments "${_arguments_options[@]}" : \
 && ret=0
@@ -163,6 +179,7 @@ _iptables_balance_commands() {
 'watch:Apply a request, check the backends for ever, and apply it again when one dies or comes back' \
 'hold:Take a backend out of service until it is released, or for a while' \
 'release:Bring a backend back that is held' \
+'explain:Show who gets which share of the connections by any rules, and the known mistakes in them' \
 'status:Show the balancers of this host\: shares, who is in service or why not, connections' \
 'schema:Print a JSON Schema' \
 'help:Print this message or the help of the given subcommand(s)' \
@@ -179,6 +196,11 @@ _iptables_balance__subcmd__check_commands() {
     local commands; commands=()
     _describe -t commands 'iptables_balance check commands' commands "$@"
 }
+(( $+functions[_iptables_balance__subcmd__explain_commands] )) ||
+_iptables_balance__subcmd__explain_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance explain commands' commands "$@"
+}
 (( $+functions[_iptables_balance__subcmd__help_commands] )) ||
 _iptables_balance__subcmd__help_commands() {
     local commands; commands=(
@@ -188,6 +210,7 @@ _iptables_balance__subcmd__help_commands() {
 'watch:Apply a request, check the backends for ever, and apply it again when one dies or comes back' \
 'hold:Take a backend out of service until it is released, or for a while' \
 'release:Bring a backend back that is held' \
+'explain:Show who gets which share of the connections by any rules, and the known mistakes in them' \
 'status:Show the balancers of this host\: shares, who is in service or why not, connections' \
 'schema:Print a JSON Schema' \
 'help:Print this message or the help of the given subcommand(s)' \
@@ -203,6 +226,11 @@ _iptables_balance__subcmd__help__subcmd__apply_commands() {
 _iptables_balance__subcmd__help__subcmd__check_commands() {
     local commands; commands=()
     _describe -t commands 'iptables_balance help check commands' commands "$@"
+}
+(( $+functions[_iptables_balance__subcmd__help__subcmd__explain_commands] )) ||
+_iptables_balance__subcmd__help__subcmd__explain_commands() {
+    local commands; commands=()
+    _describe -t commands 'iptables_balance help explain commands' commands "$@"
 }
 (( $+functions[_iptables_balance__subcmd__help__subcmd__help_commands] )) ||
 _iptables_balance__subcmd__help__subcmd__help_commands() {

@@ -3,6 +3,8 @@
 //! Help, suggestions, completions and the man page come from one definition,
 //! [`command`].
 
+mod explain;
+
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
@@ -38,7 +40,7 @@ use crate::{status, watch};
         Without arguments the program reads standard input: a JSON request, or CFEngine's promise-type\n\
         protocol. With the path of a file of arguments (it holds a `/`), or with `-` for standard input, it is an\n\
         Ansible module.\n\n\
-        Exit codes: 0 done, 1 failed, 2 bad usage or bad request, 3 see `check --exit-code`."
+        Exit codes: 0 done, 1 failed, 2 bad usage or bad request, 3 see `check --exit-code` and `explain --exit-code`."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -97,6 +99,10 @@ enum Command {
         #[command(flatten)]
         backend: BackendArguments,
     },
+    /// Show who gets which share of the connections by any rules, and the known mistakes in them.
+    ///
+    /// It reads the text of iptables-save, whoever made the rules, or those of this host.
+    Explain(explain::ExplainArguments),
     /// Show the balancers of this host: shares, who is in service or why not, connections.
     Status {
         /// The balancer or set; without it all of which a request was applied here.
@@ -174,6 +180,7 @@ enum StatusFormat {
 enum SchemaArgument {
     Request,
     Result,
+    Explain,
     Status,
 }
 
@@ -182,6 +189,7 @@ impl From<SchemaArgument> for schema::Kind {
         match argument {
             SchemaArgument::Request => Self::Request,
             SchemaArgument::Result => Self::Result,
+            SchemaArgument::Explain => Self::Explain,
             SchemaArgument::Status => Self::Status,
         }
     }
@@ -272,6 +280,7 @@ pub fn run(
             let seconds = time.map(|time| time.as_secs());
             maintain(backend, &Action::Hold { seconds, reason }, (out, errors))
         }
+        Command::Explain(arguments) => explain::print(&arguments, (out, errors)),
         Command::Release { backend } => maintain(backend, &Action::Release, (out, errors)),
     }
 }

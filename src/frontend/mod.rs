@@ -6,6 +6,7 @@ pub mod cli;
 pub mod invocation;
 pub mod json;
 pub mod schema;
+pub mod seeing;
 pub mod status;
 pub mod terminal;
 

@@ -220,7 +220,8 @@ fn server(share: &ReportedShare) -> String {
 
 /// Up to 30 blocks, in eighths of one.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-fn bar(share: f64) -> String {
+#[must_use]
+pub fn bar(share: f64) -> String {
     const WIDTH: f64 = 30.0;
     const PARTS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let eighths = (share.clamp(0.0, 1.0) * WIDTH * 8.0).round() as usize;

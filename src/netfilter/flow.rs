@@ -66,6 +66,16 @@ impl Flow {
         }
     }
 
+    /// The part `share` of these connections, independent of all that is known of them.
+    #[must_use]
+    pub fn scaled(mut self, share: Share) -> Self {
+        for part in &mut self.0 {
+            part.share = part.share.times(share);
+        }
+        self.0.retain(|part| part.share != Share::NONE);
+        self
+    }
+
     /// Takes the connections out that a rule matches.
     #[must_use]
     pub fn take(&mut self, statistic: Statistic, hashes: &[HashMatch]) -> Self {

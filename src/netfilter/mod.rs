@@ -19,7 +19,7 @@ pub mod statistic;
 pub use conntrack::ConntrackEntry;
 pub use endpoint::Endpoint;
 pub use family::{Family, Table, Variant};
-pub use name::Name;
+pub use name::{Name, is_target};
 pub use network::{interfaces_meet, network, networks_meet, shortest};
 pub use ports::{PortRange, Ports};
 pub use protocol::Protocol;

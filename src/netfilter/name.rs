@@ -73,6 +73,13 @@ impl Name {
     }
 }
 
+/// Returns true if no chain can have the name, since it is a built-in chain's or a
+/// target's.
+#[must_use]
+pub fn is_target(name: &str) -> bool {
+    RESERVED.contains(&name)
+}
+
 fn is_allowed(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"_.-".contains(&byte)
 }

@@ -144,6 +144,32 @@ impl Share {
         Self(self.0.saturating_add(other.0))
     }
 
+    /// The part `other` of it, rounded down to a unit.
+    #[must_use]
+    pub fn times(self, other: Self) -> Self {
+        const LOW: u128 = (1 << 64) - 1;
+        if other == Self::ALL {
+            return self;
+        }
+        let (high, low) = (self.0 >> 64, self.0 & LOW);
+        let (other_high, other_low) = (other.0 >> 64, other.0 & LOW);
+        let (left, right) = (high * other_low, low * other_high);
+        let middle = (left >> 1) + (right >> 1) + ((low * other_low) >> 65);
+        Self(((high * other_high) << 1) + (middle >> 62))
+    }
+
+    /// The share without `other`.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
+    /// The whole number of 2^-127.
+    #[must_use]
+    pub fn units(self) -> u128 {
+        self.0
+    }
+
     /// In units of 2^-64, so that many can be added.
     #[must_use]
     pub fn in_64_bits(self) -> u128 {

@@ -25,6 +25,7 @@ mod connections;
 #[path = "../suite/dice.rs"]
 mod dice;
 mod effects;
+mod explain;
 mod faults;
 mod fronts;
 mod gateway;

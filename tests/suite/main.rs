@@ -16,6 +16,7 @@
 
 mod bpf;
 mod dice;
+mod explain;
 mod fake;
 mod fuzz;
 mod fuzzed;

@@ -88,7 +88,7 @@ fn gateways() -> impl Strategy<Value = Value> {
 }
 
 /// Requests that the program accepts.
-fn requests() -> impl Strategy<Value = Value> {
+pub fn requests() -> impl Strategy<Value = Value> {
     let ports = prop_oneof![
         Just(json!(80)),
         Just(json!("80,443")),

@@ -13,7 +13,7 @@ use crate::model::{Connection, Model};
 use crate::property::{cluttered, foreign, request, run};
 
 /// Balancers with few ports, so that they overlap; what cannot be is left out.
-fn sets() -> impl Strategy<Value = Value> {
+pub fn sets() -> impl Strategy<Value = Value> {
     let port = prop_oneof![
         5 => (1..60_u16).prop_map(|port| json!(port)),
         2 => (1..50_u16, 0..30_u16).prop_map(|(first, more)| json!(format!("{first}:{}", first + more))),

@@ -43,7 +43,12 @@ fn the_schemas_are_fresh() {
         "module-spec/status.schema.json",
         &(text(Kind::Status) + "\n"),
     );
+    assert_fresh(
+        "module-spec/explain.schema.json",
+        &(text(Kind::Explain) + "\n"),
+    );
     for (word, kind) in [
+        ("explain", Kind::Explain),
         ("request", Kind::Request),
         ("result", Kind::Result),
         ("status", Kind::Status),
