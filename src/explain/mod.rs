@@ -1,7 +1,7 @@
 //! The true shares of any chains, and the known mistakes in them. Pure: a text in,
 //! a description out.
 //!
-//! [`dump`] reads a whole `iptables-save`, [`follow`] computes the way of the
+//! [`dump`] reads a whole `iptables-save`, [`mod@follow`] computes the way of the
 //! connections, [`fit`] compares counters with shares, and [`lint`] names mistakes.
 
 mod condition;
