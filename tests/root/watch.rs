@@ -115,7 +115,7 @@ impl<'a> Watcher<'a> {
         let status = Command::new("kill")
             .args([signal, &self.child.id().to_string()])
             .status();
-        assert!(status.unwrap().success());
+        assert!(status.unwrap().success(), "{}", self.log());
     }
 
     /// Waits for its end; returns its exit code.

@@ -169,7 +169,10 @@ impl Run<'_> {
             8 => {
                 self.change_request();
                 match &self.watcher {
-                    Some(watcher) => watcher.signal("-HUP"),
+                    Some(watcher) => {
+                        watcher.signal("-HUP");
+                        self.wait_until_applied();
+                    }
                     None => drop(self.gateway.apply(&self.model.request())),
                 }
                 format!("another request: {}", self.model.request())
@@ -217,6 +220,19 @@ impl Run<'_> {
         }
         self.model.panic_threshold = [Some(0), Some(50), None][self.dice.throw(3)];
         write_request(self.gateway, &self.model.request());
+    }
+
+    /// `hold` and `release` know the backends of the request that was applied.
+    fn wait_until_applied(&self) {
+        let kept = self.gateway.scratch().join("state/W.json");
+        let is_kept = || {
+            let text = fs::read(&kept).ok()?;
+            Some(serde_json::from_slice::<Value>(&text).ok()? == self.model.request())
+        };
+        let end = Instant::now() + Duration::from_secs(20);
+        while is_kept() != Some(true) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     fn start(&mut self) {
