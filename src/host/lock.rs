@@ -53,7 +53,8 @@ impl Lock {
     }
 
     /// The lock of a service, in a file of the program's own directory. Programs that the
-    /// service starts do not hold it.
+    /// service starts do not hold it, but for the moment in which they start: a service
+    /// that was killed just then holds it a moment longer.
     ///
     /// # Errors
     /// When the file cannot be opened.
@@ -61,7 +62,7 @@ impl Lock {
         if let Some(directory) = path.parent() {
             state_directory::make(directory)?;
         }
-        let lock = Self::hold(path, Duration::ZERO)?;
+        let lock = Self::hold(path, Duration::from_secs(1))?;
         if let Some(Self { file: Some(file) }) = &lock {
             fcntl_setfd(file, FdFlags::CLOEXEC)?;
         }

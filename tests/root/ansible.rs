@@ -402,10 +402,10 @@ fn the_documentation_is_shown_by_ansible_doc() {
         let options = module["doc"]["options"].as_object().unwrap();
         assert_eq!(
             (options.len(), &options["wait"]["default"]),
-            (25, &json!(10)),
+            (28, &json!(10)),
             "{text}"
         );
-        assert_eq!(options["mode"]["choices"], json!(["nth", "random"]));
+        assert_eq!(options["mode"]["choices"], json!(["nth", "random", "hash"]));
         assert_eq!(
             options["backends"]["suboptions"].as_object().unwrap().len(),
             4
