@@ -177,7 +177,10 @@ fn find(order: &Order, request: &Request) -> Result<Meant> {
                 .map(|(_, backend)| backend.endpoint.to_string())
                 .collect();
             let known = listed(known.iter().map(String::as_str));
-            bail!("`{wanted}` is no backend of it; its backends are {known}")
+            bail!(
+                "`{wanted}` is no backend of `{}`; its backends are {known}",
+                order.name.as_str()
+            )
         }
         [(first, _), .., (last, _)] if first != last => {
             let known: Vec<&str> = found.iter().filter_map(|(balancer, _)| *balancer).collect();

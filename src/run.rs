@@ -184,7 +184,9 @@ impl Running<'_> {
     /// Waits after a change until backends that are out of service have no connections,
     /// no longer than `drain_timeout`. Returns those that are left.
     fn drain(&self, request: &Request, outcome: &mut Outcome) -> Option<Vec<Remaining>> {
-        if request.drain_timeout.is_zero() || outcome.failure.is_some() {
+        // Whoever holds the lock must not keep others waiting: `watch`, `hold`, `release`.
+        let may_wait = self.surroundings.lock.is_none();
+        if request.drain_timeout.is_zero() || outcome.failure.is_some() || !may_wait {
             return None;
         }
         let has_changed = !outcome.steps.is_empty() && self.invocation.mode == RunMode::Apply;

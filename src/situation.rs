@@ -29,7 +29,7 @@ pub struct Outdated;
 
 impl fmt::Display for Outdated {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("holds and verdicts of health checks change all the time")
+        out.write_str("gave up after 5 attempts, during each of which a hold or a verdict changed")
     }
 }
 
@@ -140,8 +140,14 @@ impl Situation {
     pub fn warnings(&self, request: &Request) -> Vec<String> {
         let mut warnings = self.warnings.clone();
         warnings.extend(self.findings.warning.clone());
-        let holds = self.holds.iter();
-        warnings.extend(holds.filter_map(|hold| held(request, hold)));
+        let mut held: Vec<String> = self.holds.iter().map(|hold| held(request, hold)).collect();
+        if let Some(more @ 1..) = held.len().checked_sub(HOLDS_TOLD) {
+            held.truncate(HOLDS_TOLD);
+            held.push(format!(
+                "{more} more backends are held; `iptables_balance status` lists them"
+            ));
+        }
+        warnings.extend(held);
         let balancers = request.balancers().iter();
         warnings.extend(balancers.flat_map(|balancer| self.unhealthy(balancer)));
         warnings
@@ -219,24 +225,32 @@ impl Situation {
     }
 }
 
-/// The warning that a backend of the request is held.
-fn held(request: &Request, hold: &Hold) -> Option<String> {
-    let balancer = request.balancers().iter();
-    let balancer = balancer.clone().find(|one| one.name == hold.balancer)?;
-    let backends = balancer.pools.iter().flat_map(|pool| &pool.backends);
+/// The most holds that are told one by one.
+const HOLDS_TOLD: usize = 10;
+
+/// The warning that a backend is held, or that a hold fits no backend.
+fn held(request: &Request, hold: &Hold) -> String {
     let endpoint = hold.endpoint();
-    let is_held =
-        |backend: &Backend| backend.endpoint == endpoint && backend.service == Service::Held;
-    if !backends.into_iter().any(is_held) {
-        return None;
-    }
-    let left = hold.time_left(seconds_since_1970());
-    let reason = hold.reason.as_ref();
-    let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
     let within = hold.balancer.as_ref();
     let within = within.map_or_else(String::new, |name| format!(" --balancer {name}"));
     let name = request.name.as_str();
-    Some(balancer.worded(&format!(
-        "backend `{endpoint}` is held {left}{reason}; `iptables_balance release {name} {endpoint}{within}` ends that"
-    )))
+    let release = format!("`iptables_balance release {name} {endpoint}{within}`");
+    let mut balancers = request.balancers().iter();
+    let balancer = balancers.find(|one| one.name == hold.balancer);
+    let backends = balancer.iter().flat_map(|one| &one.pools);
+    let is_held =
+        |backend: &Backend| backend.endpoint == endpoint && backend.service == Service::Held;
+    match balancer {
+        Some(balancer) if backends.flat_map(|pool| &pool.backends).any(is_held) => {
+            let left = hold.time_left(seconds_since_1970());
+            let reason = hold.shown_reason();
+            balancer.worded(&format!(
+                "backend `{endpoint}` is held {left}{reason}; {release} ends that"
+            ))
+        }
+        _ => format!(
+            "there is a hold of `{endpoint}`, which is no backend of the request; hold it as the request spells it, \
+             and {release} ends this one"
+        ),
+    }
 }

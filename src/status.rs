@@ -60,7 +60,7 @@ pub struct BackendStatus {
     pub share: f64,
     /// True if it gets new connections.
     pub in_service: bool,
-    /// The reason why it is out of service.
+    /// The reason why it is out of service, or in service although it is down.
     pub reason: Option<String>,
     /// The verdict of a running watcher.
     pub health: Option<Verdict>,
@@ -254,9 +254,13 @@ impl View<'_> {
             weight: backend.weight,
             share: observed.share.as_f64(),
             in_service,
-            reason: match in_service {
-                true => None,
-                false => Some(self.reason(balancer, backend, observed.is_drained)),
+            reason: match (in_service, backend.health) {
+                (true, Some(Verdict::Down)) => Some(format!(
+                    "{}, and health is ignored",
+                    self.down(balancer, endpoint)
+                )),
+                (true, _) => None,
+                (false, _) => Some(self.reason(balancer, backend, observed.is_drained)),
             },
             health: backend.health,
             connections: counted.map(|counted| counted.get(&key).copied().unwrap_or_default()),
@@ -274,18 +278,26 @@ impl View<'_> {
                 None => "held".to_owned(),
                 Some(hold) => {
                     let left = hold.time_left(seconds_since_1970());
-                    let reason = hold.reason.as_ref();
-                    let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
+                    let reason = hold.shown_reason();
                     format!("held {left}{reason}")
                 }
             },
-            Service::Down => match self.reasons.get(&(balancer.name.clone(), endpoint)) {
-                None => "down".to_owned(),
-                Some(reason) => format!("down: {reason}"),
-            },
+            Service::Down => self.down(balancer, endpoint),
             Service::Reserve => "backup".to_owned(),
-            Service::InService if is_drained => "down when a run checked it".to_owned(),
-            Service::InService => "the rules do not name it; apply the request again".to_owned(),
+            Service::InService if is_drained && balancer.health.is_some() => {
+                "down when a run checked it".to_owned()
+            }
+            Service::InService if is_drained => {
+                "taken out by the last run; apply the request again".to_owned()
+            }
+            Service::InService => "missing from the rules; apply the request again".to_owned(),
+        }
+    }
+
+    fn down(&self, balancer: &Balancer, endpoint: Endpoint) -> String {
+        match self.reasons.get(&(balancer.name.clone(), endpoint)) {
+            None => "down".to_owned(),
+            Some(reason) => format!("down: {reason}"),
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Endpoint, Family, Name, Table};
 use crate::plan::{self, Plan};
 use crate::report::Report;
-use crate::request::{Request, UncheckedRequest};
+use crate::request::{DesiredState, Request, UncheckedRequest};
 use crate::restore::{self, Step};
 use crate::run::{Invocation, Run};
 use crate::{status, watch};
@@ -88,7 +88,7 @@ enum Command {
         #[command(flatten)]
         backend: BackendArguments,
         /// The time after which the hold ends, such as 2h or "1day 12h"; without it only `release` ends it.
-        #[arg(long = "for", value_name = "TIME", value_parser = humantime::parse_duration)]
+        #[arg(long = "for", value_name = "TIME", value_parser = hold_time)]
         time: Option<Duration>,
         /// The reason, for everybody who sees the hold.
         #[arg(long, value_name = "TEXT", value_parser = reason)]
@@ -142,6 +142,15 @@ fn endpoint(text: &str) -> Result<Endpoint, &'static str> {
     let problem =
         "is neither ADDRESS nor ADDRESS:PORT; an IPv6 address with a port is [ADDRESS]:PORT";
     Endpoint::parse(text).ok_or(problem)
+}
+
+/// A time of at least a second.
+fn hold_time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    match time.as_secs() {
+        0 => Err("is less than a second".to_owned()),
+        _ => Ok(time),
+    }
 }
 
 /// A reason that stays on one line of a message.
@@ -311,8 +320,17 @@ fn follow(request: &OsString, errors: &mut impl Write) -> io::Result<u8> {
         Ok(request) => Ok(request),
         Err(UsageError(problem)) => Err(anyhow::anyhow!(problem)),
     };
-    if let Err(error) = read() {
-        return complain(&error.to_string(), 2, errors);
+    if request == "-" {
+        let problem = "watch: the request is read again after SIGHUP, so it must be a file";
+        return complain(problem, 2, errors);
+    }
+    match read() {
+        Err(error) => return complain(&error.to_string(), 2, errors),
+        Ok(request) if request.state == DesiredState::Absent => {
+            let problem = "state: `absent` leaves nothing to watch; say `apply` instead";
+            return complain(problem, 2, errors);
+        }
+        Ok(_) => {}
     }
     let mut tell = |line: &str| {
         writeln!(errors, "iptables_balance: {line}").ok();

@@ -54,9 +54,9 @@ fn table(balancer: &BalancerStatus, style: Style) -> String {
 
 fn row(backend: &BackendStatus) -> [String; 6] {
     let connections = backend.connections;
-    let state = match (&backend.reason, backend.health) {
-        (Some(reason), _) => reason.clone(),
-        (None, Some(Verdict::Down)) => "in service, although it is down".to_owned(),
+    let state = match (&backend.reason, backend.in_service) {
+        (Some(reason), true) => format!("in service, although {reason}"),
+        (Some(reason), false) => reason.clone(),
         (None, _) => "in service".to_owned(),
     };
     [

@@ -4,7 +4,7 @@
 //! Whoever can write there decides which servers get connections, so a directory
 //! that others may write to is refused.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -89,10 +89,14 @@ impl StateDirectory {
     /// # Errors
     /// When it exists and cannot be read.
     pub fn load(&self, file: &str) -> Result<Option<Vec<u8>>> {
-        match self.0.exists() {
-            true => files::load(&self.path(file)),
-            false => Ok(None),
+        if !self.0.exists() {
+            return Ok(None);
         }
+        let path = self.path(file);
+        if let Ok(found) = fs::metadata(&path) {
+            check_file(&path, &found)?;
+        }
+        files::load(&path)
     }
 
     /// A value that is another one after the file was replaced or removed.
@@ -128,6 +132,21 @@ impl StateDirectory {
         names.sort_unstable();
         Ok(names)
     }
+}
+
+/// The largest file that is read, in bytes: some hundred thousand backends.
+const LARGEST: u64 = 64 << 20;
+
+/// Checks that nobody else can have written a file, and that it is not endless.
+fn check_file(path: &Path, found: &Metadata) -> Result<()> {
+    let shown = path.display();
+    if ![0, geteuid().as_raw()].contains(&found.uid()) || found.mode() & 0o022 != 0 {
+        bail!("`{shown}` may have been written by others; `chown root` and `chmod go-w` it");
+    }
+    if found.len() > LARGEST {
+        bail!("`{shown}` has {} bytes, more than {LARGEST}", found.len());
+    }
+    Ok(())
 }
 
 /// Makes a directory that its owner alone can enter.

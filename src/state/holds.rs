@@ -38,6 +38,19 @@ impl Hold {
         }
     }
 
+    /// The operator's reason, in brackets and on one line.
+    #[must_use]
+    pub fn shown_reason(&self) -> String {
+        let reason = self.reason.as_ref().filter(|reason| !reason.is_empty());
+        let printable = |letter: char| match letter.is_control() {
+            true => ' ',
+            false => letter,
+        };
+        reason.map_or_else(String::new, |reason| {
+            format!(" ({})", reason.chars().map(printable).collect::<String>())
+        })
+    }
+
     /// The time that is left, in words.
     #[must_use]
     pub fn time_left(&self, now: u64) -> String {

@@ -37,7 +37,7 @@ impl<'a> Log<'a> {
     /// Tells that the last problem is over, if there was one.
     pub fn no_problem(&mut self) {
         if self.problem.take().is_some() {
-            self.say("that is over");
+            self.say("recovered");
         }
     }
 
@@ -88,7 +88,7 @@ mod tests {
         log.warnings(&["b".to_owned()]);
         let told = [
             "W: no iptables",
-            "W: that is over",
+            "W: recovered",
             "W: warning: a is held for another 2 h (disk); release",
             "W: warning: b",
             "W: warning: b",

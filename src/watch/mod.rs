@@ -16,8 +16,9 @@ use anyhow::{Context, Result, bail};
 use crate::converge::outcome::RunMode;
 use crate::health;
 use crate::host::service::{Notifier, RuleEvents, Signal, Signals, Singleton};
-use crate::host::{Host, Lock, Names, Prober, SourceKey, Stamp, System};
+use crate::host::{Host, Lock, Names, Prober, Query, Scope, SourceKey, Stamp, System};
 use crate::host::{seconds_since_1970, since_boot};
+use crate::netfilter::{Family, Table};
 use crate::report::Report;
 use crate::request::{DesiredState, Name, UncheckedRequest};
 use crate::run::{Invocation, Surroundings, run_within};
@@ -30,6 +31,13 @@ const RULES: SourceKey = SourceKey(1);
 
 /// The time after which names are looked up again.
 const NAMES_LIVE: Duration = Duration::from_secs(30);
+/// The longest pause between two looks, and after a run, whatever the interval.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The time that new backends have for their first answer. Then the others do not wait
+/// for them any more.
+const FIRST_ANSWER: Duration = Duration::from_secs(1);
+/// The time after which a lock that others hold is told.
+const BUSY_TOLD: Duration = Duration::from_secs(1);
 /// The time after which the verdicts of an earlier watcher are too old to begin with.
 const VERDICTS_LIVE: Duration = Duration::from_secs(60);
 
@@ -58,6 +66,10 @@ struct Watcher<'a> {
     targets: Targets,
     /// True when these are the backends of the request, whose names did resolve.
     are_adopted: bool,
+    /// The moment from which backends without a first answer count as down.
+    patient_until: Instant,
+    /// The moment from which others hold the lock.
+    busy_since: Option<Instant>,
     names: Rc<Names>,
     prober: Prober,
     signals: Signals,
@@ -119,6 +131,8 @@ impl<'a> Watcher<'a> {
         let mut watcher = Self {
             targets: Targets::new(),
             are_adopted: false,
+            patient_until: now,
+            busy_since: None,
             stamps: state.stamps(),
             name,
             state,
@@ -161,11 +175,12 @@ impl<'a> Watcher<'a> {
         let ready = self.prober.wait(Some(self.deadline()), &mut results)?;
         let now = Instant::now();
         for (id, result) in results {
-            if let Some(line) = self.targets.record(id, &result, now) {
-                self.log.say(&line);
-                self.pending.is_due = true;
-                self.next_run = now;
-            }
+            let Some(news) = self.targets.record(id, &result, now) else {
+                continue;
+            };
+            news.line.iter().for_each(|line| self.log.say(line));
+            self.pending.is_due = true;
+            self.next_run = now;
         }
         if ready.contains(&SIGNALS) && !self.obey_signals() {
             return Ok(false);
@@ -185,19 +200,22 @@ impl<'a> Watcher<'a> {
     fn deadline(&self) -> Instant {
         let due = [self.targets.next_due(), self.notifier.next_due()];
         let run = self.wants_to_run().then_some(self.next_run);
+        let run = match self.targets.has_unknown() {
+            true => run.map(|moment| moment.max(self.patient_until)),
+            false => run,
+        };
         let all = due.into_iter().chain([run]).flatten();
         all.fold(self.next_look, Instant::min)
     }
 
-    /// Returns true if there is a reason to apply the request. Not before there is a
-    /// verdict about each backend: a dead one would get connections until then.
+    /// Returns true if there is a reason to apply the request.
     fn wants_to_run(&self) -> bool {
         let Pending {
             is_due,
             is_suspected,
             is_removed,
         } = self.pending;
-        (is_due || (is_suspected && !is_removed)) && !self.targets.has_unknown()
+        is_due || (is_suspected && !is_removed)
     }
 
     /// Acts on signals; returns false when one of them ends the service.
@@ -220,7 +238,7 @@ impl<'a> Watcher<'a> {
                 self.go_on_with(request, None);
             }
             Err(error) => self.log.say(&format!(
-                "the request was read again, and is refused; the old one goes on: {error:#}"
+                "reload refused, the old request stays in force: {error:#}"
             )),
         }
         self.notifier.ready();
@@ -263,6 +281,7 @@ impl<'a> Watcher<'a> {
                     self.log.problem(&format!("{problem}: {error}"));
                 }
                 self.targets.adopt(&request, known, &mut self.prober, now);
+                self.patient_until = now + FIRST_ANSWER;
                 self.are_adopted = true;
             }
             Err(error) => {
@@ -274,7 +293,7 @@ impl<'a> Watcher<'a> {
 
     /// Looks at everything of which nobody tells: files, names, and on legacy the rules.
     fn look(&mut self, now: Instant) {
-        self.next_look = now + self.targets.interval();
+        self.next_look = now + self.targets.interval().min(LONGEST_PAUSE);
         let stamps = self.state.stamps();
         let is_hold_over = self
             .first_end
@@ -306,25 +325,34 @@ impl<'a> Watcher<'a> {
         System::open(self.request.variant.required(), self.request.wait)
     }
 
-    /// Applies the request if there is a reason to, and nobody else is at it.
+    /// Applies the request if there is a reason to, and nobody else is at it. New backends
+    /// are given a moment for their first answer: a dead one would get connections.
     fn act(&mut self, now: Instant) {
-        const BUSY: Duration = Duration::from_millis(20);
-        if !self.wants_to_run() || now < self.next_run {
+        const BUSY: Duration = Duration::from_millis(50);
+        let must_wait = self.targets.has_unknown() && now < self.patient_until;
+        if !self.wants_to_run() || now < self.next_run || must_wait {
             return;
         }
         if !self.are_adopted {
             self.adopt_targets(&[], now);
-            if !self.wants_to_run() {
+            if self.targets.has_unknown() {
                 return;
             }
         }
         self.write_verdicts();
         match self.host().and_then(|host| host.try_lock()) {
             Ok(Some(lock)) => {
+                self.busy_since = None;
+                self.next_run = now + BUSY;
                 self.apply(lock);
-                self.next_run = Instant::now() + self.targets.interval();
             }
-            Ok(None) => self.next_run = now + BUSY,
+            Ok(None) => {
+                self.next_run = now + BUSY;
+                if *self.busy_since.get_or_insert(now) + BUSY_TOLD < now {
+                    self.log
+                        .problem("another run holds the lock; changes wait for it");
+                }
+            }
             Err(error) => {
                 self.log.problem(&format!("{error:#}"));
                 self.next_run = now + self.targets.interval();
@@ -345,11 +373,12 @@ impl<'a> Watcher<'a> {
         };
         let surroundings = Surroundings {
             lock: Some(lock),
-            verdicts: Some(Rc::new(self.targets.checked())),
+            verdicts: Some(Rc::new(self.targets.checked_so_far())),
             names: Some(Rc::clone(&self.names)),
             ..Surroundings::default()
         };
         let report = run_within(&invocation, &surroundings);
+        self.next_run = Instant::now() + self.targets.interval().min(LONGEST_PAUSE);
         self.pending = Pending::default();
         // The rules are known to be right only if nobody wrote since they were read.
         let after = self.generation_now();
@@ -384,6 +413,10 @@ impl<'a> Watcher<'a> {
             }
         };
         let Some(text) = kept else {
+            if self.are_rules_there() {
+                // Only the file is gone; the run keeps the request again.
+                return true;
+            }
             self.log.say("a run removed the balancer; it is left alone until one sets it up, or until SIGHUP");
             self.pending = Pending {
                 is_removed: true,
@@ -393,6 +426,11 @@ impl<'a> Watcher<'a> {
             return false;
         };
         match UncheckedRequest::parse(&text) {
+            Ok(request) if request.name != self.name || request.state == DesiredState::Absent => {
+                let problem = "the kept request is not about this balancer; it is replaced";
+                self.log.problem(problem);
+                true
+            }
             Ok(request) if text != self.request.to_json() => {
                 self.log
                     .say("a run applied another request; it is the one that is watched now");
@@ -407,6 +445,24 @@ impl<'a> Watcher<'a> {
                 true
             }
         }
+    }
+
+    /// Returns true unless it is certain that nothing of the balancer is there.
+    fn are_rules_there(&self) -> bool {
+        let Ok(host) = self.host() else {
+            return true;
+        };
+        let families = Family::BOTH.into_iter();
+        let query = |family| Query {
+            family,
+            scope: Scope::Only(Table::Nat),
+            counters: false,
+        };
+        let queries = families.filter(|family| host.supports(*family)).map(query);
+        let rulesets = host.begin_read(&self.name, queries.collect()).finish();
+        rulesets
+            .into_iter()
+            .any(|ruleset| ruleset.map_or(true, |found| !found.is_empty()))
     }
 
     fn first_end_of_a_hold(&self) -> Option<u64> {
@@ -432,7 +488,7 @@ impl<'a> Watcher<'a> {
         let verdicts = Verdicts::of_now(self.targets.interval(), self.targets.checked());
         if let Err(error) = self.state.store_verdicts(&verdicts) {
             self.log
-                .problem(&format!("runs cannot know the verdicts: {error:#}"));
+                .problem(&format!("cannot tell other runs the verdicts: {error:#}"));
         }
     }
 }

@@ -16,6 +16,12 @@ pub(super) struct Targets {
     interval: Duration,
 }
 
+/// A verdict that is a new one.
+pub(super) struct News {
+    /// The transition, unless it is the first verdict and a good one.
+    pub line: Option<String>,
+}
+
 struct Target {
     probe: Probe,
     health: Health,
@@ -91,13 +97,13 @@ impl Targets {
         }
     }
 
-    /// Records the result of a check. Returns a line if the verdict is a new one.
+    /// Records the result of a check. Returns news if the verdict is a new one.
     pub fn record(
         &mut self,
         id: usize,
         result: &Result<(), ProbeFailure>,
         now: Instant,
-    ) -> Option<String> {
+    ) -> Option<News> {
         let target = self.list.get_mut(id)?;
         let was_known = self.tracker.verdict(id).is_some();
         let verdict = match result {
@@ -133,7 +139,7 @@ impl Targets {
         checked.health = verdict;
         checked.reason = reason;
         checked.since = seconds_since_1970();
-        line
+        Some(News { line })
     }
 
     /// The verdicts that there are.
@@ -141,6 +147,20 @@ impl Targets {
         let list = self.list.iter().enumerate();
         let known = list.filter(|(id, _)| self.tracker.verdict(*id).is_some());
         known.map(|(_, target)| target.checked.clone()).collect()
+    }
+
+    /// The same, with the backends that have not answered yet as down.
+    pub fn checked_so_far(&self) -> Vec<Checked> {
+        let list = self.list.iter().enumerate();
+        let so_far = |(id, target): (usize, &Target)| match self.tracker.verdict(id) {
+            Some(_) => target.checked.clone(),
+            None => Checked {
+                health: Verdict::Down,
+                reason: Some("no answer yet".to_owned()),
+                ..target.checked.clone()
+            },
+        };
+        list.map(so_far).collect()
     }
 
     /// `3 of 4 backends are up`

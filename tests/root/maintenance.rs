@@ -180,7 +180,7 @@ fn a_wrong_order_changes_nothing_and_names_the_way_out() {
     for (arguments, wanted) in [
         (
             &["10.9.0.9"][..],
-            "`10.9.0.9` is no backend of it; its backends are `10.9.0.1:80`, `10.9.0.1:81` and `10.9.0.2:80`",
+            "`10.9.0.9` is no backend of `W`; its backends are `10.9.0.1:80`, `10.9.0.1:81` and `10.9.0.2:80`",
         ),
         (
             &["10.9.0.1"],

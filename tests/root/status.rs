@@ -140,7 +140,7 @@ fn status_tells_who_gets_what_and_why_not() {
         let drift = as_json(gateway, &["EDGE"]);
         assert_eq!(
             drift["balancers"][0]["backends"][0]["reason"],
-            json!("the rules do not name it; apply the request again")
+            json!("missing from the rules; apply the request again")
         );
     }
 }

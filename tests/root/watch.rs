@@ -578,7 +578,7 @@ fn a_wrong_request_at_sighup_is_refused_and_the_old_one_goes_on() {
     ];
     for (text, words) in wrong {
         fs::write(file(gateway, "request.json"), text).unwrap();
-        let refusals = |log: &str| log.matches("the old one goes on").count();
+        let refusals = |log: &str| log.matches("the old request stays in force").count();
         let before = refusals(&watcher.log());
         watcher.signal("-HUP");
         assert!(
@@ -790,7 +790,7 @@ fn names_may_not_resolve_for_a_while() {
     let text = fs::read_to_string(&hosts).unwrap();
     fs::write(&hosts, text + "10.9.0.1 server.invalid\n").unwrap();
     becomes(&gateway, "nft", "1 2");
-    watcher.waits_for("that is over");
+    watcher.waits_for("recovered");
     switch.turn("down", &SERVERS[..1]);
     becomes(&gateway, "nft", "2");
 }
@@ -839,7 +839,7 @@ fn iptables_may_fail_for_a_while() {
     assert_eq!(watcher.log().matches("the host is as before").count(), 1);
     fs::remove_file(&stand_in).unwrap();
     becomes(gateway, "nft", "2 3 4");
-    watcher.waits_for("that is over");
+    watcher.waits_for("recovered");
 }
 
 #[test]
