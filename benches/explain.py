@@ -68,6 +68,7 @@ def main():
         "10,000 servers by chance, one chain": flat(10_000, by_chance),
         "kube-proxy's layout, 1,000 services of 5": kube_proxy(1000, 5),
         "1,000 ports of 4 servers in PREROUTING": ports(1000),
+        "2,500 ports of 4 servers in PREROUTING": ports(2500),
     }
     print("| rules | `iptables-nft-restore --test` | `explain` | ratio | as a page |")
     print("|---" * 5 + "|")

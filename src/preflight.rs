@@ -374,6 +374,7 @@ mod tests {
             }),
             route_localnet: vec!["eth1".to_owned()],
             untracked: BTreeSet::new(),
+            unrouted: Vec::new(),
         }
     }
 

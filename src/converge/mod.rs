@@ -1,6 +1,7 @@
 //! Brings a host to the desired state: observe, diff, apply, verify, and roll
 //! back if verification fails.
 
+mod neighbours;
 pub mod outcome;
 pub mod prefetch;
 mod reconciler;
@@ -92,6 +93,7 @@ pub fn converge(
     };
     warnings.append(&mut outcome.warnings);
     warnings.extend(warnings::after(context, &outcome));
+    warnings.extend(neighbours::warnings(context, &outcome));
     outcome.warnings = warnings;
     outcome.lock = lock;
     Ok(outcome)

@@ -1,6 +1,6 @@
 //! The conditions of rules: every match but statistic and hash.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use ipnet::IpNet;
 
@@ -52,6 +52,23 @@ const OF_PACKETS: [&str; 16] = [
     "--physdev-in",
     "--mac-source",
 ];
+
+impl Meaning {
+    /// Returns true if there are other meanings that are a part of this one.
+    #[must_use]
+    pub fn is_wide(&self) -> bool {
+        match self {
+            Self::Source(network) | Self::Destination(network) => {
+                network.prefix_len() < network.max_prefix_len()
+            }
+            Self::Ports(ports) => match ports.ranges() {
+                [one] => one.first != one.last,
+                _ => true,
+            },
+            Self::Protocol(_) | Self::Packet | Self::Other => false,
+        }
+    }
+}
 
 impl Condition {
     /// The condition of an option; none if it is always met.
@@ -143,6 +160,10 @@ pub fn quoted(word: &str) -> String {
 pub struct Conditions {
     all: Vec<Condition>,
     numbers: HashMap<Condition, u32>,
+    /// The conditions of each meaning. Where a meaning says all, their texts may differ.
+    by_meaning: HashMap<Meaning, Vec<u32>>,
+    /// The conditions that others can be a part of.
+    wide: Vec<u32>,
 }
 
 impl Conditions {
@@ -152,6 +173,14 @@ impl Conditions {
             return *known;
         }
         let number = u32::try_from(self.all.len()).unwrap_or(u32::MAX);
+        let same = self.by_meaning.entry(condition.meaning.clone());
+        match condition.meaning {
+            Meaning::Packet | Meaning::Other => {}
+            _ => same.or_default().push(number),
+        }
+        if condition.meaning.is_wide() {
+            self.wide.push(number);
+        }
         self.all.push(condition.clone());
         self.numbers.insert(condition, number);
         number
@@ -161,6 +190,21 @@ impl Conditions {
     #[must_use]
     pub fn get(&self, number: u32) -> &Condition {
         &self.all[number as usize]
+    }
+
+    /// The conditions that a connection meets if it meets the given ones.
+    #[must_use]
+    pub fn met_by(&self, given: impl Iterator<Item = u32>) -> HashSet<u32> {
+        let mut met = HashSet::new();
+        for number in given {
+            let condition = self.get(number);
+            let same = self.by_meaning.get(&condition.meaning);
+            let wide = self.wide.iter();
+            met.insert(number);
+            met.extend(same.into_iter().flatten());
+            met.extend(wide.filter(|wide| self.get(**wide).covers(condition)));
+        }
+        met
     }
 
     /// All of them, in the order of their numbers.

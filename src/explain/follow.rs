@@ -12,6 +12,7 @@ use super::condition::Meaning;
 use super::dump::WholeTable;
 use super::fraction::Fraction;
 use super::rule::{Rule, Way};
+use super::selection::Selection;
 use crate::netfilter::flow::Flow;
 use crate::netfilter::statistic::{Share, Statistic};
 
@@ -112,7 +113,7 @@ impl Stream {
 }
 
 /// Connections that meet certain conditions.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Class {
     /// The numbers of the conditions, ascending.
     pub conditions: Vec<u32>,
@@ -121,17 +122,6 @@ pub struct Class {
 }
 
 impl Class {
-    /// Returns true if these connections meet the rule's conditions.
-    #[must_use]
-    pub fn meets(&self, table: &WholeTable, rule: &Rule) -> bool {
-        let is_met = |number: &u32| {
-            let condition = table.conditions.get(*number);
-            let mut given = self.given();
-            given.any(|one| one == *number || condition.covers(table.conditions.get(one)))
-        };
-        rule.conditions.iter().all(is_met)
-    }
-
     /// Returns true if a protocol is among the conditions that are met.
     #[must_use]
     pub fn has_protocol(&self, table: &WholeTable) -> bool {
@@ -139,7 +129,8 @@ impl Class {
             .any(|number| matches!(table.conditions.get(number).meaning, Meaning::Protocol(_)))
     }
 
-    fn given(&self) -> impl Iterator<Item = u32> {
+    /// The conditions that these connections meet.
+    pub fn given(&self) -> impl Iterator<Item = u32> {
         self.conditions.iter().chain(&self.context).copied()
     }
 }
@@ -210,13 +201,40 @@ pub fn reachable(table: &WholeTable, root: usize) -> Vec<usize> {
     order
 }
 
+/// The chains that a class of connections can reach from one, each before all that it
+/// leads to, with the rules that these connections meet.
+fn reached(table: &WholeTable, root: usize, selection: &Selection<'_>) -> Vec<(usize, Vec<usize>)> {
+    let mut seen = HashSet::from([root]);
+    let mut order = Vec::new();
+    let entered = |chain: usize| {
+        let rules = selection.rules(chain);
+        (chain, rules.len(), rules)
+    };
+    let mut path = vec![entered(root)];
+    while let Some((chain, left, rules)) = path.last_mut() {
+        let Some(next) = left.checked_sub(1) else {
+            order.push((*chain, std::mem::take(rules)));
+            path.pop();
+            continue;
+        };
+        *left = next;
+        if let Some(to) = table.chains[*chain].rules[rules[next]].way.chain() {
+            if seen.insert(to) {
+                path.push(entered(to));
+            }
+        }
+    }
+    order.reverse();
+    order
+}
+
 /// Follows a class of connections through a chain and all that it leads to.
 #[must_use]
-pub fn follow(table: &WholeTable, root: usize, class: &Class) -> Course {
-    let order = reachable(table, root);
+pub fn follow(table: &WholeTable, root: usize, selection: &Selection<'_>) -> Course {
+    let order = reached(table, root, selection);
     let mut returned: HashMap<usize, Part> = HashMap::new();
-    for chain in order.iter().rev() {
-        let part = comes_back(table, *chain, class, &returned);
+    for (chain, places) in order.iter().rev().take(order.len() - 1) {
+        let part = comes_back(&table.chains[*chain].rules, places, &returned);
         returned.insert(*chain, part);
     }
     let mut course = Course {
@@ -228,18 +246,19 @@ pub fn follow(table: &WholeTable, root: usize, class: &Class) -> Course {
         has_hash: false,
     };
     let mut reaching = HashMap::from([(root, Stream::all())]);
-    for chain in order {
+    for (chain, places) in order {
         let Some(mut left) = reaching.remove(&chain) else {
             continue;
         };
-        for (at, rule) in table.chains[chain].rules.iter().enumerate() {
+        let rules = &table.chains[chain].rules;
+        let mut visited = 0;
+        for at in places {
             if left.is_none() && chain != root {
                 break;
             }
-            course.visits += left.part().share.as_f64();
-            if !class.meets(table, rule) {
-                continue;
-            }
+            course.visit(&left, at + 1 - visited);
+            visited = at + 1;
+            let rule = &rules[at];
             course.note(rule);
             let arriving = left.part();
             let taken = left.take(rule);
@@ -265,11 +284,19 @@ pub fn follow(table: &WholeTable, root: usize, class: &Class) -> Course {
                 Way::End(_) | Way::Return | Way::Named { .. } => {}
             }
         }
+        course.visit(&left, rules.len() - visited);
     }
     course
 }
 
 impl Course {
+    /// Counts rules in a row that the same connections visit.
+    fn visit(&mut self, stream: &Stream, rules: usize) {
+        #[allow(clippy::cast_precision_loss)]
+        let rules = rules as f64;
+        self.visits += stream.part().share.as_f64() * rules;
+    }
+
     fn note(&mut self, rule: &Rule) {
         if matches!(rule.way, Way::Pass) {
             return;
@@ -298,20 +325,12 @@ fn add(reaching: &mut HashMap<usize, Stream>, chain: usize, stream: Stream) {
 }
 
 /// The part of the connections that come back from a chain.
-fn comes_back(
-    table: &WholeTable,
-    chain: usize,
-    class: &Class,
-    returned: &HashMap<usize, Part>,
-) -> Part {
+fn comes_back(rules: &[Rule], places: &[usize], returned: &HashMap<usize, Part>) -> Part {
     let mut left = Stream::all();
     let mut back = Stream::none();
-    for rule in &table.chains[chain].rules {
+    for rule in places.iter().map(|at| &rules[*at]) {
         if left.is_none() {
             break;
-        }
-        if !class.meets(table, rule) {
-            continue;
         }
         let taken = left.take(rule);
         match &rule.way {

@@ -14,6 +14,8 @@ pub struct Packet<'a> {
     pub protocol: Option<&'a str>,
     /// Its destination.
     pub to: Endpoint,
+    /// The chains that are known not to be about it.
+    pub passes_by: &'a dyn Fn(&str) -> bool,
 }
 
 /// Returns the rule or policy that stops the packet, if nothing may accept it before.
@@ -61,7 +63,8 @@ fn walk(filter: &WholeTable, chain: usize, packet: &Packet<'_>, budget: &mut Bud
             return Outcome::MayPass;
         }
         let matches = meets(filter, rule, packet);
-        if matches == Match::No {
+        let chain_of = rule.way.chain().map(|to| &filter.chains[to].name);
+        if matches == Match::No || chain_of.is_some_and(|name| (packet.passes_by)(name)) {
             continue;
         }
         let outcome = match &rule.way {

@@ -188,8 +188,9 @@ impl OfClass<'_> {
         let lines = nth.len() + usize::from(last.is_some());
         let is_mistake = match last {
             None => true,
-            // With three lines, weights such as 3:2:4 give the same rules.
-            Some(_) => lines == every as usize && lines >= 4,
+            // With three lines, weights such as 3:2:4 give the same rules. With four,
+            // 16:12:9:27 do, but for `--packet`, which a program chooses and a person numbers.
+            Some(_) => lines == every as usize && lines >= 4 && is_numbered(&nth),
         };
         if !is_mistake {
             return None;
@@ -356,12 +357,12 @@ impl OfClass<'_> {
                 conditions: rules[*at].conditions.clone(),
                 context: self.class.conditions.clone(),
             };
-            is_jump
-                && rules[at + 1..].iter().any(|rule| {
-                    rule.is_certain()
-                        && self.explainer.leads(rule)
-                        && class.meets(self.explainer.table, rule)
-                })
+            let takes = |later: usize| {
+                let rule = &rules[later];
+                rule.is_certain() && self.explainer.leads(rule)
+            };
+            let places = self.explainer.selection(&class).rules(*from);
+            is_jump && places.into_iter().any(|later| later > *at && takes(later))
         };
         !referrers.is_empty() && referrers.iter().all(is_caught)
     }
@@ -427,6 +428,7 @@ impl OfClass<'_> {
             let packet = forward::Packet {
                 protocol: protocol.as_deref(),
                 to: *endpoint,
+                passes_by: &|_| false,
             };
             forward::blocks(filter, &packet).map(|by| (endpoint, place, by))
         });
@@ -550,6 +552,14 @@ impl OfClass<'_> {
                 _ => false,
             })
     }
+}
+
+/// Returns true if `--packet` is the same on each line, or the number of the line.
+fn is_numbered(nth: &[(u32, u32)]) -> bool {
+    let packets = || nth.iter().map(|(_, packet)| *packet);
+    let lines = packets().zip(0..);
+    let mut steps = packets().zip(packets().skip(1));
+    steps.all(|(one, next)| one == next) || lines.into_iter().all(|(packet, line)| packet == line)
 }
 
 /// Returns true if two chances mean the same to a person: 0.33 and 0.34.

@@ -4,6 +4,7 @@
 //! [`dump`] reads a whole `iptables-save`, [`mod@follow`] computes the way of the
 //! connections, [`fit`] compares counters with shares, and [`lint`] names mistakes.
 
+mod before;
 mod condition;
 mod dump;
 mod fit;
@@ -11,9 +12,11 @@ mod follow;
 mod forward;
 mod fraction;
 mod host;
+mod leads;
 mod lint;
 mod order;
 mod rule;
+mod selection;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -23,12 +26,16 @@ use serde::Serialize;
 
 use crate::netfilter::statistic::Share;
 use crate::netfilter::{Endpoint, Family, Table};
+pub use before::{Traffic, taken_before};
 use condition::Meaning;
 pub use dump::{BadDump, Chain, WholeTable, read};
 use follow::{Class, Course, Part, follow, reachable};
+pub use forward::{Packet, blocks};
 pub use host::this_host;
+use leads::{Referrers, ending, leading, referrers};
 pub use lint::Code;
 pub use rule::{Rule, Way};
+use selection::{RuleIndex, Selection};
 
 /// The shares of all chains that share out connections.
 #[derive(Debug, Default, Serialize, JsonSchema)]
@@ -189,6 +196,7 @@ pub fn explain(tables: &[WholeTable], only: &[String], facts: &HostFacts) -> Exp
             referrers: referrers(table),
             leading: leading(table),
             ending: ending(table),
+            index: RuleIndex::new(table),
         };
         explainer.explain(only, &mut all);
     }
@@ -215,56 +223,6 @@ pub fn addresses(tables: &[WholeTable]) -> Vec<IpAddr> {
     addresses.into_iter().collect()
 }
 
-/// The rules that lead to each chain, by the chain's number.
-type Referrers = Vec<Vec<(usize, usize)>>;
-
-fn referrers(table: &WholeTable) -> Referrers {
-    let mut referrers = vec![Vec::new(); table.chains.len()];
-    for (from, chain) in table.chains.iter().enumerate() {
-        for (at, rule) in chain.rules.iter().enumerate() {
-            if let Some(to) = rule.way.chain() {
-                referrers[to].push((from, at));
-            }
-        }
-    }
-    referrers
-}
-
-/// For each chain: it leads to a destination.
-fn leading(table: &WholeTable) -> Vec<bool> {
-    let mut leading = vec![false; table.chains.len()];
-    for chain in &table.order {
-        let leads = |rule: &Rule| match &rule.way {
-            Way::Destination(_) => true,
-            way => way.chain().is_some_and(|to| leading[to]),
-        };
-        leading[*chain] = table.chains[*chain].rules.iter().any(leads);
-    }
-    leading
-}
-
-/// For each chain: no connection comes back from it. It has a rule without conditions
-/// that ends the way, and no rule before it leads back.
-fn ending(table: &WholeTable) -> Vec<bool> {
-    let mut ending = vec![false; table.chains.len()];
-    for chain in &table.order {
-        let rules = &table.chains[*chain].rules;
-        let ends = |rule: &Rule| match &rule.way {
-            Way::Destination(_) | Way::End(_) => true,
-            way => way.chain().is_some_and(|to| ending[to]),
-        };
-        let is_end = |rule: &Rule| rule.is_certain() && rule.conditions.is_empty() && ends(rule);
-        let may_return = |rule: &Rule| match &rule.way {
-            Way::Return => true,
-            Way::Goto(to) => !ending[*to],
-            _ => false,
-        };
-        let end = rules.iter().position(is_end);
-        ending[*chain] = end.is_some_and(|end| !rules[..end].iter().any(may_return));
-    }
-    ending
-}
-
 /// The chains of one nat table, and what is around it.
 pub(crate) struct Explainer<'a> {
     table: &'a WholeTable,
@@ -273,6 +231,7 @@ pub(crate) struct Explainer<'a> {
     referrers: Referrers,
     leading: Vec<bool>,
     ending: Vec<bool>,
+    index: RuleIndex,
 }
 
 impl Explainer<'_> {
@@ -282,7 +241,7 @@ impl Explainer<'_> {
         for root in &roots {
             let within = reachable(self.table, *root);
             for class in self.classes(*root, &within) {
-                let course = follow(self.table, *root, &class);
+                let course = follow(self.table, *root, &self.selection(&class));
                 if course.arrivals.is_empty() && only.is_empty() {
                     continue;
                 }
@@ -293,6 +252,10 @@ impl Explainer<'_> {
             explained.extend(within);
         }
         order::of_table(self, only, all);
+    }
+
+    fn selection(&self, class: &Class) -> Selection<'_> {
+        Selection::new(self.table, &self.index, class)
     }
 
     fn name(&self, chain: usize) -> &str {
@@ -359,7 +322,7 @@ impl Explainer<'_> {
 
     /// The classes of connections that the rules of a chain distinguish.
     fn classes(&self, root: usize, within: &[usize]) -> Vec<Class> {
-        const MOST: usize = 1000;
+        const MOST: usize = 10_000;
         let context = match self.referrers[root].as_slice() {
             [(from, at)] => self.table.chains[*from].rules[*at].conditions.clone(),
             _ => Vec::new(),
@@ -382,20 +345,16 @@ impl Explainer<'_> {
             conditions,
             context: context.clone(),
         });
-        let mut all: Vec<Class> = Vec::new();
-        for class in classes.flat_map(|class| self.by_protocol(class, within)) {
-            if !all.contains(&class) {
-                all.push(class);
-            }
-        }
-        all
+        let protocols = self.protocols(within);
+        let mut seen = HashSet::new();
+        classes
+            .flat_map(|class| self.by_protocol(class, &protocols))
+            .filter(|class| seen.insert(class.clone()))
+            .collect()
     }
 
-    /// One class for each protocol that rules on the way ask for.
-    fn by_protocol(&self, class: Class, within: &[usize]) -> Vec<Class> {
-        if class.has_protocol(self.table) {
-            return vec![class];
-        }
+    /// The protocols that rules on the way ask for.
+    fn protocols(&self, within: &[usize]) -> BTreeSet<u32> {
         let rules = within
             .iter()
             .flat_map(|chain| &self.table.chains[*chain].rules);
@@ -408,7 +367,14 @@ impl Explainer<'_> {
                 Meaning::Protocol(_)
             )
         };
-        let protocols: BTreeSet<u32> = numbers.filter(is_protocol).collect();
+        numbers.filter(is_protocol).collect()
+    }
+
+    /// One class for each protocol, unless the class has one.
+    fn by_protocol(&self, class: Class, protocols: &BTreeSet<u32>) -> Vec<Class> {
+        if class.has_protocol(self.table) {
+            return vec![class];
+        }
         if protocols.is_empty() {
             return vec![class];
         }
@@ -421,7 +387,7 @@ impl Explainer<'_> {
                 context: class.context.clone(),
             }
         };
-        protocols.into_iter().map(with).collect()
+        protocols.iter().copied().map(with).collect()
     }
 
     fn chain(&self, root: usize, class: &Class, course: &Course) -> ExplainedChain {

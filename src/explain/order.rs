@@ -80,18 +80,9 @@ fn hidden(explainer: &Explainer<'_>, chain: usize) -> Vec<(usize, usize)> {
         let is_pure = conditions
             .iter()
             .all(|condition| condition.meaning != Meaning::Other);
-        if rule.is_certain() && is_pure && takes_all(explainer, rule) {
+        if rule.is_certain() && is_pure && takes_all(&explainer.ending, rule) {
             same.entry(&rule.conditions).or_insert(at);
-            let is_wide = |condition: &&Condition| match &condition.meaning {
-                Meaning::Ports(ports) => {
-                    ports.ranges().iter().any(|range| range.first != range.last)
-                        || ports.ranges().len() > 1
-                }
-                Meaning::Destination(network) | Meaning::Source(network) => {
-                    network.prefix_len() < network.max_prefix_len()
-                }
-                _ => false,
-            };
+            let is_wide = |condition: &&Condition| condition.meaning.is_wide();
             let is_wide = conditions.len() < 2 || conditions.iter().any(is_wide);
             if is_wide && wide.len() < MOST_WIDE {
                 wide.push((at, conditions));
@@ -102,10 +93,10 @@ fn hidden(explainer: &Explainer<'_>, chain: usize) -> Vec<(usize, usize)> {
 }
 
 /// Returns true if no connection that the rule matches comes back.
-fn takes_all(explainer: &Explainer<'_>, rule: &Rule) -> bool {
+pub(super) fn takes_all(ending: &[bool], rule: &Rule) -> bool {
     match &rule.way {
         Way::Destination(_) | Way::End(_) | Way::Return | Way::Goto(_) => true,
-        Way::Jump(to) => explainer.ending[*to],
+        Way::Jump(to) => ending[*to],
         Way::Pass | Way::Named { .. } => false,
     }
 }

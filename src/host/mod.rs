@@ -94,6 +94,13 @@ pub trait Host {
     /// Starts to read the rules that `name` owns.
     fn begin_read<'a>(&'a self, name: &'a Name, queries: Vec<Query>) -> Box<dyn PendingRead + 'a>;
 
+    /// The dump of all tables of a family, with counters, whoever made the rules; empty
+    /// where the host does not support the family.
+    ///
+    /// # Errors
+    /// When there is no dump, or an incomplete one.
+    fn save(&self, family: Family) -> Result<Vec<u8>>;
+
     /// Runs one transaction of `iptables-restore --noflush`. `meanwhile` is
     /// called once while iptables works, if it got so far.
     ///

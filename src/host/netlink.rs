@@ -2,8 +2,9 @@
 //!
 //! A message is a header of 16 bytes, a subject, and attributes of length, type
 //! and value (`linux/netlink.h`). The subject takes 4 bytes in netfilter
-//! (`struct nfgenmsg`) and 8 for addresses (`struct ifaddrmsg`); its first byte
-//! is the family.
+//! (`struct nfgenmsg`), 8 for addresses (`struct ifaddrmsg`) and 12 for routes
+//! and their rules (`struct rtmsg`, `struct fib_rule_hdr`); its first byte is the
+//! family.
 
 use std::io;
 use std::net::IpAddr;
@@ -39,8 +40,10 @@ const DUMPS: u64 = 60;
 pub enum Subsystem {
     /// Netfilter.
     Netfilter,
-    /// Addresses and routes.
-    Route,
+    /// Addresses.
+    Addresses,
+    /// Routes, and the rules that choose a table of routes.
+    Routes,
 }
 
 impl Subsystem {
@@ -48,7 +51,8 @@ impl Subsystem {
     fn subject(self) -> usize {
         match self {
             Self::Netfilter => 4,
-            Self::Route => 8,
+            Self::Addresses => 8,
+            Self::Routes => 12,
         }
     }
 }
@@ -115,7 +119,7 @@ impl Socket {
             SocketFlags::CLOEXEC,
             match subsystem {
                 Subsystem::Netfilter => Some(netlink::NETFILTER),
-                Subsystem::Route => None,
+                Subsystem::Addresses | Subsystem::Routes => None,
             },
         )?;
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(PATIENCE))?;

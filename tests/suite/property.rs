@@ -2,6 +2,7 @@
 //! leaves every foreign rule as it was, and the second run does nothing.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use iptables_balance::converge::converge;
 use iptables_balance::converge::outcome::{Outcome, RunMode};
@@ -42,10 +43,10 @@ pub fn foreign(dump: &str) -> Vec<String> {
         .collect()
 }
 
-fn backends() -> impl Strategy<Value = Vec<Value>> {
-    let ipv4 = (1..9_u8, prop::option::of(1..3_u16), 0..6_u32)
+fn backends(weights: Range<u32>) -> impl Strategy<Value = Vec<Value>> {
+    let ipv4 = (1..9_u8, prop::option::of(1..3_u16), weights.clone())
         .prop_map(|(host, port, weight)| (format!("10.9.0.{host}"), port, weight));
-    let ipv6 = (1..5_u8, prop::option::of(1..3_u16), 0..6_u32)
+    let ipv6 = (1..5_u8, prop::option::of(1..3_u16), weights)
         .prop_map(|(host, port, weight)| (format!("fd09::{host}"), port, weight));
     let backend = prop_oneof![3 => ipv4, 1 => ipv6];
     let some = prop::collection::vec(backend.clone(), 1..9);
@@ -88,7 +89,12 @@ fn gateways() -> impl Strategy<Value = Value> {
 }
 
 /// Requests that the program accepts.
-pub fn requests() -> impl Strategy<Value = Value> {
+fn requests() -> impl Strategy<Value = Value> {
+    requests_with(0..6)
+}
+
+/// The same, with these weights.
+pub fn requests_with(weights: Range<u32>) -> impl Strategy<Value = Value> {
     let ports = prop_oneof![
         Just(json!(80)),
         Just(json!("80,443")),
@@ -96,7 +102,7 @@ pub fn requests() -> impl Strategy<Value = Value> {
         Just(json!("0:65535"))
     ];
     let attributes = (
-        backends(),
+        backends(weights),
         prop::sample::select(vec!["nth", "random", "hash"]),
         prop::sample::select(vec!["tcp", "udp", "sctp", "dccp"]),
         ports,

@@ -32,7 +32,7 @@ pub fn page(explanation: &Explanation) -> String {
                     p { (summary(explanation)) }
                     @if chains.len() > 1 { (contents(chains)) }
                 }
-                main id="chains" {
+                main id="chains" tabindex="-1" {
                     @for (number, chain) in chains.iter().enumerate() { (of_chain(number, chain)) }
                     @if !explanation.findings.is_empty() {
                         section.chain aria-labelledby="others" {
