@@ -111,7 +111,7 @@ fn bad_usage_and_bad_requests_are_exit_code_2_on_standard_error() {
         (
             &["plann", "x"][..],
             "",
-            "unrecognized subcommand 'plann'; a similar subcommand exists: 'plan'",
+            "unrecognized subcommand 'plann'; some similar subcommands exist: 'explain', 'plan'",
         ),
         (&["plan"], "", "arguments were not provided: <REQUEST>"),
         (
@@ -144,7 +144,7 @@ fn bad_usage_and_bad_requests_are_exit_code_2_on_standard_error() {
         (
             &["schema", "both"],
             "",
-            "invalid value 'both' for '<KIND>'; [possible values: request, result]",
+            "invalid value 'both' for '<KIND>'; [possible values: request, result, ",
         ),
         (&["--frobnicate"], "", "unexpected argument '--frobnicate'"),
     ] {
