@@ -106,7 +106,9 @@ class Setup:
 
     def inside(self, *command, text=None):
         run("ip", "netns", "exec", self.gateway, "env", f"XTABLES_LOCKFILE=/tmp/{self.gateway}.lock",
-            f"IPTABLES_BALANCE_LOCKFILE=/tmp/{self.gateway}.balance.lock", *command, text=text)
+            f"IPTABLES_BALANCE_LOCKFILE=/tmp/{self.gateway}.balance.lock",
+            f"IPTABLES_BALANCE_STATE_DIR=/tmp/{self.gateway}.state", f"IPTABLES_BALANCE_RUNTIME_DIR=/tmp/{self.gateway}.run",
+            *command, text=text)
 
     def send(self):
         self.process.stdin.write(f"{SHORT}\n")

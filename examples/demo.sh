@@ -83,7 +83,7 @@ read -r line <&"${SERVERS[0]}"
 # --- the main job ---------------------------------------------------------------------------------------------------
 # The collection with this program, as package.sh builds it with those of all architectures.
 module-spec/ansible/collection.sh "$scratch/collections" "$(uname -m)=$IPTABLES_BALANCE"
-export IPTABLES_BALANCE_LOCKFILE=$scratch/lock
+export IPTABLES_BALANCE_LOCKFILE=$scratch/lock IPTABLES_BALANCE_STATE_DIR=$scratch/state IPTABLES_BALANCE_RUNTIME_DIR=$scratch/run
 # Who we are in here: root, so that the playbook's `become` has nothing to do.
 export LOGNAME=root USER=root
 export ANSIBLE_COLLECTIONS_PATH=$scratch/collections ANSIBLE_NOCOWS=1 HOME=$scratch LC_ALL=C.UTF-8

@@ -63,6 +63,7 @@ priority=200
 for gateway in $one $two; do
   in_ "$gateway" ip route add 10.64.0.0/16 via 10.8.0.2
   export XTABLES_LOCKFILE=$scratch/$gateway.xtables IPTABLES_BALANCE_LOCKFILE=$scratch/$gateway.lock
+  export IPTABLES_BALANCE_STATE_DIR=$scratch/$gateway.state IPTABLES_BALANCE_RUNTIME_DIR=$scratch/$gateway.run
   in_ "$gateway" "$IPTABLES_BALANCE" apply - <<<"$request" >/dev/null
   # See gateway.yml: no server speaks first in a connection that is not known.
   in_ "$gateway" "iptables-$variant" -A FORWARD -i lan -p tcp --sport 80 ! --syn -m conntrack --ctstate NEW -j DROP
