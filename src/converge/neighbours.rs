@@ -2,8 +2,8 @@
 //! stop their connections.
 //!
 //! They take a dump of their own, and a question for each backend. So they come in check
-//! mode and after a change only, and a usual run costs no more than before. They never
-//! fail a run.
+//! mode and when a balancer is set up; later runs, and failovers, cost no more for them.
+//! They never fail a run.
 
 use std::net::IpAddr;
 
@@ -15,10 +15,15 @@ use crate::netfilter::{Endpoint, Family, Table};
 use crate::preflight::grouped;
 use crate::request::{Balancer, Destination, Pool, Request, listed};
 
-/// The warnings of a run in check mode, or of one that changed something.
+/// The warnings of a run in check mode, or of one that set up what was not there.
 pub(super) fn warnings(context: Context<impl Host>, outcome: &Outcome) -> Vec<String> {
     let Context { request, mode, .. } = context;
-    let is_wanted = mode == RunMode::Check || !outcome.steps.is_empty();
+    let is_new = outcome
+        .before
+        .rules
+        .values()
+        .all(|ruleset| ruleset.is_empty());
+    let is_wanted = mode == RunMode::Check || (is_new && !outcome.steps.is_empty());
     if !is_wanted || outcome.failure.is_some() || request.balancers().is_empty() {
         return Vec::new();
     }
