@@ -1,8 +1,6 @@
 //! `hold` and `release`: an operator takes a backend out of service, and brings it
 //! back, without the playbook. The request as it was last applied is applied again.
 
-use std::rc::Rc;
-
 use anyhow::{Result, bail};
 
 use crate::converge::outcome::RunMode;
@@ -69,7 +67,7 @@ pub fn carry_out(order: &Order, action: &Action) -> Result<Report> {
         diff: true,
     };
     let surroundings = Surroundings {
-        lock: Some(Rc::clone(&lock)),
+        lock: Some(lock),
         ..Surroundings::default()
     };
     let mut report = run_within(&invocation, &surroundings);
@@ -173,10 +171,7 @@ fn find(order: &Order, request: &Request) -> Result<Meant> {
             endpoint: backend.endpoint,
         }),
         [] => {
-            let known: Vec<String> = backends()
-                .map(|(_, backend)| backend.endpoint.to_string())
-                .collect();
-            let known = listed(known.iter().map(String::as_str));
+            let known = endpoints(backends());
             bail!(
                 "`{wanted}` is no backend of `{}`; its backends are {known}",
                 order.name.as_str()
@@ -188,14 +183,18 @@ fn find(order: &Order, request: &Request) -> Result<Meant> {
             bail!("`{wanted}` is a backend of {known}; say which with `--balancer NAME`")
         }
         _ => {
-            let known: Vec<String> = found
-                .iter()
-                .map(|(_, backend)| backend.endpoint.to_string())
-                .collect();
-            let known = listed(known.iter().map(String::as_str));
+            let known = endpoints(found.into_iter());
             bail!("`{wanted}` stands for {known}; name its port")
         }
     }
+}
+
+/// The backends' addresses and ports in backticks, ten at most.
+fn endpoints<'a>(backends: impl Iterator<Item = (Option<&'a str>, &'a Backend)>) -> String {
+    let known: Vec<String> = backends
+        .map(|(_, backend)| backend.endpoint.to_string())
+        .collect();
+    listed(known.iter().map(String::as_str))
 }
 
 /// Names in backticks, ten at most.

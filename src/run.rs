@@ -148,7 +148,7 @@ impl Running<'_> {
             attempts += 1;
             match self.attempt(&mut request, &situation, pending.take()) {
                 Err(error) if error.is::<Outdated>() && attempts < ATTEMPTS => {
-                    situation.update(&self.state);
+                    situation.update();
                 }
                 result => break result?,
             }

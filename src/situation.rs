@@ -102,9 +102,9 @@ impl Situation {
     }
 
     /// Reads the holds and the watcher's verdicts again.
-    pub fn update(&mut self, state: &State) {
+    pub fn update(&mut self) {
         self.read_holds();
-        self.read_verdicts(state);
+        self.read_verdicts();
     }
 
     /// Checks that holds and a watcher's verdicts are what they were.
@@ -113,7 +113,7 @@ impl Situation {
     /// [`Outdated`] when they are not.
     pub fn check(&self) -> Result<()> {
         let mut now = self.clone();
-        now.update(&self.state);
+        now.update();
         match now.circumstances() == self.circumstances() {
             true => Ok(()),
             false => Err(Outdated.into()),
@@ -160,11 +160,11 @@ impl Situation {
         self.warnings = loaded.warning.into_iter().collect();
     }
 
-    fn read_verdicts(&mut self, state: &State) {
+    fn read_verdicts(&mut self) {
         if self.is_watcher || !self.findings.has_watcher {
             return;
         }
-        let (watched, _) = health::watched(state);
+        let (watched, _) = health::watched(&self.state);
         let watched = watched.into_iter();
         let mut watched: HashMap<_, Checked> = watched.map(|one| (one.backend(), one)).collect();
         for checked in &mut self.findings.backends {
@@ -203,16 +203,10 @@ impl Situation {
 
     fn with_reasons(&self, balancer: &Balancer, down: &[&Backend]) -> String {
         const MOST: usize = 5;
-        let reason = |endpoint: Endpoint| {
-            let mut findings = self.findings.backends.iter();
-            let found = findings.find(|checked| {
-                checked.balancer == balancer.name && checked.endpoint() == endpoint
-            });
-            found.and_then(|checked| checked.reason.as_deref())
-        };
+        let reasons = self.reasons();
         let shown = down.iter().take(MOST).map(|backend| {
             let endpoint = backend.endpoint;
-            match reason(endpoint) {
+            match reasons.get(&(balancer.name.clone(), endpoint)) {
                 Some(reason) => format!("`{endpoint}` ({reason})"),
                 None => format!("`{endpoint}`"),
             }

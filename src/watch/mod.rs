@@ -2,8 +2,8 @@
 //! again when a verdict changes, when others change its rules, and when a hold ends.
 //!
 //! One thread, one loop: [`Watcher::step`] waits for the first thing that happens.
-//! What a run does is done by a run, so that both agree: a watcher is a run that is
-//! repeated, with verdicts of its own.
+//! A watcher repeats the run of `apply`, with verdicts of its own. Nothing that a run
+//! does is written a second time here, so both agree.
 
 mod log;
 mod targets;

@@ -274,7 +274,7 @@ fn a_thousand_backends_of_which_a_hundred_hang_take_no_longer_than_one() {
     };
     let (result, took) = timed(&request);
     assert_eq!(letters(&result), "d".repeat(1000));
-    // What a busy machine takes for the rest is not of the checks.
+    // The same run without checks: the part of the time that a busy machine takes.
     request.as_object_mut().unwrap().remove("health");
     let (_, bare) = timed(&request);
     let longest = Duration::from_millis(3 * 500 + 1000) + 2 * bare;
