@@ -1,21 +1,23 @@
 //! One invocation on this host, from request to report.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 
 use crate::converge::outcome::{Outcome, RunMode, Steps};
-use crate::converge::prefetch::{PendingPrefetch, Prefetch};
+use crate::converge::prefetch::{PendingPrefetch, Prefetch, Proof};
 use crate::converge::{Hooks, converge};
 use crate::effects::draining::{Draining, Remaining};
-use crate::host::{Dumps, Lock, Names, Scope, System, lookup};
-use crate::netfilter::Table;
+use crate::health;
+use crate::host::{Dumps, Host, Lock, Names, Scope, System, lookup};
+use crate::netfilter::{Table, Variant};
 use crate::plan::Plan;
 use crate::report::{Prewriter, Report};
 use crate::request::{BadRequest, DesiredState, Request, UncheckedRequest};
 use crate::situation::{Outdated, Situation};
-use crate::state::{Checked, State};
+use crate::state::{Checked, State, WordedRequest};
 
 /// A request, and the form of the answer.
 #[derive(Clone, Debug)]
@@ -84,24 +86,65 @@ pub fn run_within(invocation: &Invocation, surroundings: &Surroundings) -> Repor
 fn try_run(invocation: &Invocation, surroundings: &Surroundings) -> Result<Report> {
     let unchecked = &invocation.request;
     let host = open(unchecked, surroundings);
+    let state = State::of(&unchecked.name);
+    let to_keep = match (&state, invocation.mode, unchecked.state) {
+        (Ok(state), RunMode::Apply, DesiredState::Present) => Some(state.compare(unchecked)),
+        _ => None,
+    };
     let pending = match &host {
         Ok(host) if unchecked.state == DesiredState::Present => {
-            Some(prefetch(host, unchecked, surroundings))
+            let is_change_expected = to_keep.as_ref().is_some_and(|request| !request.is_kept());
+            let proof = proof(host, unchecked, surroundings, is_change_expected);
+            Some(prefetch(host, unchecked, proof))
         }
         _ => None,
     };
+    let pending = RefCell::new(pending);
     let request = match &surroundings.names {
         Some(names) => unchecked.resolve(&|name| names.lookup(name))?,
-        None => unchecked.resolve(&lookup)?,
+        None => unchecked.resolve(&|name| {
+            give_up_proof(&mut pending.borrow_mut());
+            lookup(name)
+        })?,
     };
     let host = host.as_ref().map_err(|error| anyhow!("{error:#}"))?;
     let run = Running {
         host,
         invocation,
         surroundings,
-        state: State::of(&unchecked.name)?,
+        state: state?,
+        to_keep,
     };
-    run.finish(request, pending)
+    run.finish(request, pending.into_inner())
+}
+
+/// The proof that saves a run its second dump, where there is one. Counters make a dump
+/// larger, and the lock keeps others waiting, so it is taken where a change is expected.
+fn proof(
+    host: &System,
+    unchecked: &UncheckedRequest,
+    surroundings: &Surroundings,
+    is_change_expected: bool,
+) -> Option<Proof> {
+    let has_lock = surroundings.lock.is_some();
+    let is_worth_it = match host.variant() {
+        // With a set the counters cost next to nothing beside the number of rules.
+        Variant::Nft => unchecked.is_set() && surroundings.dumps.is_none(),
+        Variant::Legacy => false,
+    };
+    if !is_worth_it && !is_change_expected && !has_lock {
+        return None;
+    }
+    match host.variant() {
+        Variant::Nft => host.generation().map(Proof::Generation),
+        Variant::Legacy => host.try_lock().ok().flatten().map(Proof::Lock),
+    }
+}
+
+fn give_up_proof(pending: &mut Option<PendingPrefetch>) {
+    if let Some(pending) = pending {
+        pending.give_up_proof();
+    }
 }
 
 fn open(unchecked: &UncheckedRequest, surroundings: &Surroundings) -> Result<System> {
@@ -118,14 +161,13 @@ fn open(unchecked: &UncheckedRequest, surroundings: &Surroundings) -> Result<Sys
 fn prefetch<'a>(
     host: &'a System,
     unchecked: &'a UncheckedRequest,
-    surroundings: &Surroundings,
+    proof: Option<Proof>,
 ) -> PendingPrefetch<'a> {
     let scope = match unchecked.mentions_filter() {
         true => Scope::All,
         false => Scope::Only(Table::Nat),
     };
-    let with_counters = unchecked.is_set() && surroundings.dumps.is_none();
-    Prefetch::begin(host, &unchecked.name, scope, with_counters)
+    Prefetch::begin(host, &unchecked.name, scope, proof)
 }
 
 /// A run whose request is valid.
@@ -134,6 +176,8 @@ struct Running<'a> {
     invocation: &'a Invocation,
     surroundings: &'a Surroundings,
     state: State,
+    /// The text to keep after a success; `None` where the balancer is removed.
+    to_keep: Option<WordedRequest>,
 }
 
 impl Running<'_> {
@@ -142,6 +186,9 @@ impl Running<'_> {
     fn finish(&self, mut request: Request, mut pending: Option<PendingPrefetch>) -> Result<Report> {
         const ATTEMPTS: u32 = 5;
         let verdicts = self.surroundings.verdicts.as_ref();
+        if verdicts.is_none() && health::targets(&request).next().is_some() {
+            give_up_proof(&mut pending);
+        }
         let mut situation = Situation::find(&self.state, &request, verdicts.map(|one| &**one));
         let mut attempts = 0;
         let (mut outcome, prewriter) = loop {
@@ -213,10 +260,9 @@ impl Running<'_> {
         if self.invocation.mode == RunMode::Check || outcome.failure.is_some() {
             return None;
         }
-        let unchecked = &self.invocation.request;
-        let kept = match unchecked.state {
-            DesiredState::Present => self.state.keep_request(unchecked),
-            DesiredState::Absent => self.state.forget(),
+        let kept = match &self.to_keep {
+            Some(request) => self.state.keep_request(request),
+            None => self.state.forget(),
         };
         let error = kept.err()?;
         Some(format!(

@@ -9,13 +9,15 @@ pub mod retry;
 mod rollback;
 mod warnings;
 
+use std::rc::Rc;
+
 use anyhow::Result;
 
 use crate::host::Host;
 use crate::preflight;
 use crate::request::Request;
 use outcome::{Outcome, RunMode, Steps};
-use prefetch::Prefetch;
+use prefetch::{Prefetch, Proof};
 use reconciler::{Counters, Reconciler};
 use warnings::Context;
 
@@ -61,8 +63,8 @@ pub fn converge(
     let mut warnings = preflight::check(request, &facts).map_err(anyhow::Error::msg)?;
     let reconciler = Reconciler::new(host, request)?;
     let prefetch = hooks.prefetch();
-    let generation = prefetch.generation();
-    let counters = match generation {
+    let proof = prefetch.proof();
+    let counters = match proof {
         Some(_) => Counters::Read,
         None => Counters::Skip,
     };
@@ -70,13 +72,16 @@ pub fn converge(
     reconciler.check_forwarding(&state)?;
     let steps = reconciler.drift(&state);
     let lock = match mode {
-        RunMode::Apply if !steps.is_empty() => Some(host.lock()?),
+        RunMode::Apply if !steps.is_empty() => Some(match &proof {
+            Some(Proof::Lock(lock)) => Rc::clone(lock),
+            Some(Proof::Generation(_)) | None => host.lock()?,
+        }),
         RunMode::Apply | RunMode::Check => None,
     };
     if lock.is_some() {
         hooks.locked()?;
     }
-    let attempt = reconciler.attempt(state, steps, generation)?;
+    let attempt = reconciler.attempt(state, steps, proof.as_ref())?;
     let disconnects = reconciler.disconnects(&attempt);
     let context = Context {
         host,

@@ -5,45 +5,55 @@
 //! (`benches/program.py`, `benches/noop.py`).
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use anyhow::Result;
 
-use crate::host::{Host, PendingRead, Query, Scope};
+use crate::host::{Host, Lock, PendingRead, Query, Scope};
 use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Family, Name};
+
+/// The reason why a dump is still true when it is to be changed, and need not be read
+/// again.
+#[derive(Clone, Debug)]
+pub enum Proof {
+    /// The host counts changes, and this was their number before the dump.
+    Generation(u32),
+    /// No other run has written since, because the lock was taken before the dump.
+    Lock(Rc<Lock>),
+}
 
 /// Dumps by family; a failed one gives its error to the first who asks.
 #[derive(Default)]
 pub struct Prefetch {
     /// The tables that were read; `None` when nothing was.
     scope: Option<Scope>,
-    /// The number of changes before, if it was asked for, and the dumps have counters.
-    generation: Option<u32>,
+    /// With a proof the dumps have counters.
+    proof: Option<Proof>,
     dumps: BTreeMap<Family, Result<Ruleset>>,
 }
 
 impl Prefetch {
-    /// Starts the dumps of all families that the host supports. With counters they
-    /// need not be read again before a change, where the host counts changes.
+    /// Starts the dumps of all families that the host supports. With a proof they have
+    /// counters, and need not be read again before a change.
     #[must_use]
     pub fn begin<'a>(
         host: &'a impl Host,
         name: &'a Name,
         scope: Scope,
-        with_counters: bool,
+        proof: Option<Proof>,
     ) -> PendingPrefetch<'a> {
-        let generation = with_counters.then(|| host.generation()).flatten();
         let families = Family::BOTH.into_iter();
         let families: Vec<_> = families.filter(|family| host.supports(*family)).collect();
         let query = |family: &Family| Query {
             family: *family,
             scope,
-            counters: generation.is_some(),
+            counters: proof.is_some(),
         };
         let queries = families.iter().map(query).collect();
         PendingPrefetch {
             scope,
-            generation,
+            proof,
             read: host.begin_read(name, queries),
             families,
         }
@@ -51,15 +61,13 @@ impl Prefetch {
 
     /// Takes the dump that answers the query, once.
     pub(crate) fn take(&mut self, query: Query) -> Option<Result<Ruleset>> {
-        let answers =
-            self.scope == Some(query.scope) && (!query.counters || self.generation.is_some());
+        let answers = self.scope == Some(query.scope) && (!query.counters || self.proof.is_some());
         answers.then(|| self.dumps.remove(&query.family))?
     }
 
-    /// The number of changes before dumps that have counters.
-    #[must_use]
-    pub fn generation(&self) -> Option<u32> {
-        self.generation
+    /// The proof that the dumps need not be read again, which have counters then.
+    pub(crate) fn proof(&self) -> Option<Proof> {
+        self.proof.clone()
     }
 
     /// The tables that were read of a family; `None` when nothing was.
@@ -71,12 +79,18 @@ impl Prefetch {
 /// Dumps that are under way.
 pub struct PendingPrefetch<'a> {
     scope: Scope,
-    generation: Option<u32>,
+    proof: Option<Proof>,
     read: Box<dyn PendingRead + 'a>,
     families: Vec<Family>,
 }
 
 impl PendingPrefetch<'_> {
+    /// Gives up the proof, and with it the lock, before something that may take long:
+    /// nobody should wait for the lock meanwhile, and the counters grow old.
+    pub fn give_up_proof(&mut self) {
+        self.proof = None;
+    }
+
     /// Returns true when nothing is left to wait for.
     #[must_use]
     pub fn is_ready(&self) -> bool {
@@ -89,7 +103,7 @@ impl PendingPrefetch<'_> {
         let rulesets = self.read.finish();
         Prefetch {
             scope: Some(self.scope),
-            generation: self.generation,
+            proof: self.proof,
             dumps: self.families.into_iter().zip(rulesets).collect(),
         }
     }

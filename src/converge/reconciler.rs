@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Hooks;
 use super::outcome::{HostState, Outcome, Steps};
-use super::prefetch::Prefetch;
+use super::prefetch::{Prefetch, Proof};
 use super::retry::{Applied, Attempt, RetryLog, reads_like, somebody_else_wrote};
 use super::rollback::summary;
 use crate::diff;
@@ -98,9 +98,8 @@ impl<'a, H: Host> Reconciler<'a, H> {
     }
 
     /// The attempt that starts from the state right before a change, with its
-    /// counters. A state that has them, of a generation of rules that is still the
-    /// present one, is not read again; the steps from an empty host are not computed
-    /// again.
+    /// counters. A state that is proved to be the present one has them, and its rules
+    /// are not read again; the steps from an empty host are not computed again.
     ///
     /// # Errors
     /// As [`Self::observe`].
@@ -108,7 +107,7 @@ impl<'a, H: Host> Reconciler<'a, H> {
         &self,
         state: HostState,
         steps: Steps,
-        generation: Option<u32>,
+        proof: Option<&Proof>,
     ) -> Result<Attempt> {
         if steps.is_empty() {
             return Ok(Attempt {
@@ -116,7 +115,11 @@ impl<'a, H: Host> Reconciler<'a, H> {
                 before: state,
             });
         }
-        let is_present = generation.is_some() && self.host.generation() == generation;
+        let is_present = match proof {
+            Some(Proof::Generation(then)) => self.host.generation() == Some(*then),
+            Some(Proof::Lock(_)) => true,
+            None => false,
+        };
         let before = match is_present {
             true => HostState {
                 rules: state.rules.clone(),

@@ -18,10 +18,10 @@ pub(super) fn carry_over(
 ) {
     let mut orphaned = OrphanedCounters::default();
     for (name, chain) in &found.chains {
-        let Some(part) = plan.part(name) else {
+        let (Some(part), Some(pairs)) = (plan.part(name), matched.get(name)) else {
             continue;
         };
-        let kept: HashSet<usize> = matched[name].iter().map(|(old, _)| *old).collect();
+        let kept: HashSet<usize> = pairs.iter().map(|(old, _)| *old).collect();
         let going = chain
             .rules
             .iter()

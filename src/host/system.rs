@@ -67,7 +67,10 @@ impl System {
     /// # Errors
     /// When its file cannot be opened.
     pub fn try_lock(&self) -> Result<Option<Rc<Lock>>> {
-        Ok(Lock::try_take()?.map(Rc::new))
+        match &self.lock {
+            Some(lock) => Ok(Some(Rc::clone(lock))),
+            None => Ok(Lock::try_take()?.map(Rc::new)),
+        }
     }
 
     /// The same host for a caller that holds the lock.

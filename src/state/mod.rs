@@ -28,6 +28,21 @@ pub struct State {
     name: String,
 }
 
+/// The text of a request as it is kept.
+pub struct WordedRequest {
+    text: Vec<u8>,
+    /// The file that had the same text.
+    kept_as: Option<Stamp>,
+}
+
+impl WordedRequest {
+    /// Returns true if the request was applied already, and no other since.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.kept_as.is_some()
+    }
+}
+
 /// A value from a file, and the warning if the file is broken.
 pub struct Loaded<T> {
     /// The value; without the file, or with a broken one, the default.
@@ -60,15 +75,27 @@ impl State {
         self.lasting.load(&self.request_file())
     }
 
+    /// Words a request to be kept, and compares it with the one that is kept.
+    #[must_use]
+    pub fn compare(&self, request: &UncheckedRequest) -> WordedRequest {
+        let text = request.to_json();
+        let kept_as = self.lasting.stamp(&self.request_file());
+        let kept = self.kept_request().ok().flatten();
+        WordedRequest {
+            kept_as: (kept.as_ref() == Some(&text)).then_some(kept_as),
+            text,
+        }
+    }
+
     /// Keeps a request that was applied, if it is not the one that is kept.
     ///
     /// # Errors
-    /// When the file cannot be read or written.
-    pub fn keep_request(&self, request: &UncheckedRequest) -> Result<()> {
-        let text = request.to_json();
-        match self.kept_request() {
-            Ok(Some(kept)) if kept == text => Ok(()),
-            _ => self.lasting.store(&self.request_file(), Some(&text)),
+    /// When the file cannot be written.
+    pub fn keep_request(&self, request: &WordedRequest) -> Result<()> {
+        let file = self.request_file();
+        match request.kept_as == Some(self.lasting.stamp(&file)) {
+            true => Ok(()),
+            false => self.lasting.store(&file, Some(&request.text)),
         }
     }
 

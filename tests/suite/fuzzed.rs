@@ -25,7 +25,7 @@ use crate::fake::Fake;
 use crate::model::{Connection, Model};
 
 fn apply(host: &Fake, request: &Request) -> Outcome {
-    let begun = Prefetch::begin(host, &request.name, Scope::Only(Table::Nat), false);
+    let begun = Prefetch::begin(host, &request.name, Scope::Only(Table::Nat), None);
     converge(host, request, RunMode::Apply, &mut begun.finish()).unwrap()
 }
 

@@ -25,7 +25,7 @@ pub fn request(value: &Value) -> Request {
 
 pub fn run(host: &Fake, value: &Value, run: RunMode) -> Outcome {
     let request = request(value);
-    let begun = Prefetch::begin(host, &request.name, Scope::Only(Table::Nat), false);
+    let begun = Prefetch::begin(host, &request.name, Scope::Only(Table::Nat), None);
     converge(host, &request, run, &mut begun.finish()).unwrap()
 }
 
@@ -342,8 +342,7 @@ fn a_change_after_the_prefetch_is_seen() {
     let value = json!({"name": "W", "destination_port": 80, "backends": "10.9.0.1"});
     let host = Fake::new(Model::new(false), Model::new(true));
     let wanted = request(&value);
-    let mut prefetch =
-        Prefetch::begin(&host, &wanted.name, Scope::Only(Table::Nat), false).finish();
+    let mut prefetch = Prefetch::begin(&host, &wanted.name, Scope::Only(Table::Nat), None).finish();
     assert_eq!(run(&host, &value, RunMode::Apply).failure, None);
     let after = host.dump();
     let late = converge(&host, &wanted, RunMode::Apply, &mut prefetch).unwrap();
