@@ -1,6 +1,10 @@
 //! The processes that a run starts, and the state that a failure leaves.
 
 use std::fs;
+use std::io::Write;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -106,6 +110,151 @@ fn a_change_is_one_restore_for_each_family() {
                 .each_ref(),
             "{variant}"
         );
+    }
+}
+
+/// A request that is not the kept one is expected to change something, so the first
+/// dump has the counters, and is the only one before the write.
+#[test]
+fn an_expected_change_reads_once_before_and_once_after() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("p").with_etc_of_its_own();
+        let etc = namespace.scratch().join("etc");
+        fs::write(etc.join("nsswitch.conf"), "hosts: files\n").unwrap();
+        fs::write(etc.join("hosts"), "10.9.0.6 hub.test\n").unwrap();
+        let restore = format!("iptables-restore --noflush{}", lock(variant));
+        let save = "iptables-save -t nat".to_owned();
+        let with_counters = "iptables-save -c -t nat".to_owned();
+        let expected = [&with_counters, &restore, &save];
+        let unexpected = [&save, &with_counters, &restore, &save];
+        let old_counters = [&with_counters, &with_counters, &restore, &save];
+        let started = |request: &Value| started(&namespace, request);
+
+        namespace.apply(&hubs(variant, "10.9.0.1,10.9.0.2"));
+        let other = hubs(variant, "10.9.0.1,10.9.0.3");
+        assert_eq!(
+            started(&other).iter().collect::<Vec<_>>(),
+            expected,
+            "{variant}"
+        );
+
+        namespace.run(&[&format!("iptables-{variant}"), "-t", "nat", "-D", "W", "1"]);
+        let again = started(&other);
+        assert_eq!(
+            again.iter().collect::<Vec<_>>(),
+            unexpected,
+            "{variant}: others wrote"
+        );
+
+        // Nobody waits for the lock, and counters do not grow old, while a backend is
+        // probed or a name looked up.
+        let mut probed = hubs(variant, "10.9.0.1,10.9.0.4");
+        probed["health"] = json!({"port": 9, "timeout": 0.1, "fall": 1});
+        let named = hubs(variant, "10.9.0.1,hub.test");
+        for slow in [probed, named] {
+            let programs = started(&slow);
+            assert_eq!(
+                programs.iter().collect::<Vec<_>>(),
+                old_counters,
+                "{variant} {slow}"
+            );
+        }
+    }
+}
+
+/// A run keeps nobody waiting while it looks up a name.
+#[test]
+fn nobody_waits_for_a_run_that_looks_up_a_name() {
+    for variant in VARIANTS {
+        let mut namespace = Namespace::new("p").with_etc_of_its_own();
+        let etc = namespace.scratch().join("etc");
+        fs::write(etc.join("nsswitch.conf"), "hosts: dns\n").unwrap();
+        fs::write(
+            etc.join("resolv.conf"),
+            "nameserver 127.0.0.1\noptions timeout:4 attempts:1\n",
+        )
+        .unwrap();
+        // It takes the questions and never answers.
+        let silent = "import socket, time; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
+             s.bind(('127.0.0.1', 53)); print('ready', flush=True); time.sleep(60)";
+        namespace.start(&["python3", "-c", silent]);
+        let mut slow = namespace
+            .command(&[PROGRAM])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let request = hubs(variant, "hub.test").to_string();
+        slow.stdin
+            .take()
+            .unwrap()
+            .write_all(request.as_bytes())
+            .unwrap();
+        thread::sleep(Duration::from_millis(500));
+        let mut quick = hubs(variant, "10.9.0.1");
+        quick["name"] = json!("Q");
+        quick["wait"] = json!(1);
+        namespace.apply(&quick);
+        assert!(
+            slow.try_wait().unwrap().is_none(),
+            "{variant}: it still waits for the answer"
+        );
+        let output = slow.wait_with_output().unwrap();
+        let message = String::from_utf8(output.stdout).unwrap();
+        assert!(message.contains("`hub.test` does not resolve"), "{message}");
+    }
+}
+
+/// The dump serves a change only as long as it is true, or else the verification
+/// notices: the outcome is right, and foreign rules stay.
+#[test]
+fn rules_that_others_change_after_the_dump_are_noticed() {
+    let save_of = |variant| match variant {
+        "nft" => "iptables-save",
+        _ => "iptables-legacy-save",
+    };
+    let before = "-I PREROUTING -s 192.0.2.7 -j RETURN";
+    let others = [
+        "-F W",
+        "-I W -s 192.0.2.9 -p tcp -j RETURN",
+        "-D PREROUTING -p tcp -m tcp --dport 80 -j W",
+        before,
+    ];
+    for (variant, other) in VARIANTS
+        .into_iter()
+        .flat_map(|variant| others.map(|other| (variant, other)))
+    {
+        let namespace = Namespace::new("o");
+        namespace.apply(&hubs(variant, "10.9.0.1,10.9.0.2"));
+        let once = namespace.scratch().join("once");
+        let save = save_of(variant);
+        let script = format!(
+            "#!/bin/sh\n/usr/sbin/{save} \"$@\" || exit\n\
+             mkdir {} 2>/dev/null && /usr/sbin/iptables-{variant} -t nat {other}\nexit 0\n",
+            once.display()
+        );
+        let wanted = hubs(variant, "10.9.0.3,10.9.0.2,10.9.0.4");
+        let mut asked = wanted.clone();
+        if variant == "nft" {
+            // The plain names are those of nft.
+            asked.as_object_mut().unwrap().remove("variant");
+        }
+        let result = namespace.ask_with_stand_ins(&[(save, &script)], &asked);
+        assert_eq!(
+            result["failed"],
+            json!(false),
+            "{variant} {other}: {result}"
+        );
+        assert!(once.exists());
+        let again = namespace.apply(&wanted);
+        assert_eq!(again["changed"], json!(false), "{variant} {other}: {again}");
+        if other == before {
+            let dump = namespace.dump(variant);
+            assert!(
+                dump.contains("-A PREROUTING -s 192.0.2.7/32 -j RETURN"),
+                "{dump}"
+            );
+        }
     }
 }
 
