@@ -24,7 +24,8 @@ import flows
 from pairs import in_a_network_of_our_own, program
 
 PROGRAM = program()
-SIZES = [4, 64, 1024, 10_000]
+# More programs of BPF than about a thousand can hang the kernel when they are freed at once.
+SIZES = [4, 64, 1024]
 WORD = 0xFFFF_FFFF
 
 

@@ -98,6 +98,7 @@ pub fn converge(
     };
     warnings.append(&mut outcome.warnings);
     warnings.extend(warnings::after(context, &outcome));
+    warnings.extend(warnings::many_programs(&outcome));
     warnings.extend(neighbours::warnings(context, &outcome));
     outcome.warnings = warnings;
     outcome.lock = lock;

@@ -61,6 +61,36 @@ pub(super) fn after(context: Context<impl Host>, outcome: &Outcome) -> Vec<Strin
     grouped(warnings.filter_map(|balancer| Some((balancer, untracked(balancer, &facts)?))))
 }
 
+/// The most programs of BPF that are thought safe. The kernel frees them one by one in
+/// work items of one processor, of which 1,024 run at a time; Linux 6.18 was seen to
+/// hang for ever when tens of thousands were freed at once.
+const PROGRAMS_MAX: usize = 1000;
+
+/// The warning of a change with which, before or after it, there are so many programs
+/// of BPF that freeing them may stop the kernel.
+pub(super) fn many_programs(outcome: &Outcome) -> Option<String> {
+    if outcome.steps.changes.is_empty() {
+        return None;
+    }
+    let programs = |state: &HostState| -> usize {
+        let tables = state
+            .rules
+            .values()
+            .flat_map(|ruleset| ruleset.tables.values());
+        let rules = tables.flat_map(|table| table.chains.values().flat_map(|chain| &chain.rules));
+        let meanings = rules.filter_map(|rule| rule.meaning.as_ref());
+        meanings.map(|rule| rule.hashes.len()).sum()
+    };
+    let most = programs(&outcome.before).max(programs(&outcome.after));
+    (most > PROGRAMS_MAX).then(|| {
+        format!(
+            "`mode: hash` has {most} programs of BPF here; a kernel was seen to hang when tens of thousands were freed at once, \
+             as a removal does, and with iptables-legacy each change; keep to {PROGRAMS_MAX} backends, remove them some hundreds at a time, \
+             or take `mode: random`"
+        )
+    })
+}
+
 /// The files that are loaded at boot and have rules of a balancer that the
 /// request does not persist.
 fn still_at_boot(host: &impl Host, request: &Request) -> Vec<String> {

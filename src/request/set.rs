@@ -84,14 +84,18 @@ fn check_defaults(defaults: &RequestAttributes, mistakes: &mut Mistakes) {
         _ if is_no && !(is_open && defaults.snat_address.is_none()) => Some("balanced".into()),
         other => other.clone(),
     };
-    let alone = RequestAttributes {
-        backends: None,
-        destination_port: None,
+    // The list of balancers may be long, so the defaults are not cloned whole.
+    let own = BalancerAttributes {
         masquerade,
+        snat_address: defaults.snat_address.clone(),
+        out_interface: defaults.out_interface.clone(),
+        ..BalancerAttributes::default()
+    };
+    let alone = RequestAttributes {
         hash_key: None,
         hash_prefix: None,
         hash_seed: None,
-        ..defaults.clone()
+        ..with_defaults(own, defaults).0
     };
     mistakes.take(Draft::read(&alone, DesiredState::Absent));
     mistakes.take(hash::values(defaults));

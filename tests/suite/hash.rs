@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use iptables_balance::converge::outcome::RunMode;
 use iptables_balance::netfilter::bpf::{HashKey, HashMatch, Hasher};
 use iptables_balance::netfilter::{Family, Table};
 use iptables_balance::plan::Plan;
@@ -13,7 +14,9 @@ use serde_json::{Value, json};
 
 use crate::bpf::{Chains, Program, packet};
 use crate::dice::Dice;
-use crate::property::request;
+use crate::fake::Fake;
+use crate::model::Model;
+use crate::property::{request, run};
 
 /// The chains of a request, as the dump of a host would have them.
 fn chains(value: &Value, family: Family) -> Chains {
@@ -430,4 +433,38 @@ fn the_reported_shares_are_those_of_the_weights() {
             assert!((share.as_f64() - expected).abs() < 1e-9, "{layout} {host}");
         }
     }
+}
+
+/// The kernel was seen to hang when it freed tens of thousands of programs at once. A change
+/// that makes, keeps or removes so many says it; a run with nothing to do does not.
+#[test]
+fn a_change_with_more_than_a_thousand_programs_warns() {
+    let warned = |host: &Fake, value: &Value, mode: RunMode| {
+        let outcome = run(host, value, mode);
+        assert_eq!(outcome.failure, None);
+        let is_about = |warning: &&String| warning.contains("programs of BPF");
+        outcome.warnings.iter().find(is_about).cloned()
+    };
+    let host = || Fake::new(Model::new(false), Model::new(true));
+    // N backends take N - 1 programs, of both families together.
+    let mut many = equal(500);
+    many.extend(equal_ipv6(503));
+    let many = balancer(&json!(many));
+    let fewer = balancer(&json!(equal(1001)));
+    let absent = json!({"name": "W", "state": "absent"});
+    let host = host();
+    let warning = warned(&host, &many, RunMode::Check).unwrap();
+    assert!(
+        warning.starts_with("`mode: hash` has 1001 programs of BPF here; "),
+        "{warning}"
+    );
+    assert!(warning.contains("`mode: random`"), "{warning}");
+    assert!(warned(&host, &many, RunMode::Apply).is_some());
+    assert_eq!(warned(&host, &many, RunMode::Apply), None);
+    assert!(
+        warned(&host, &fewer, RunMode::Apply).is_some(),
+        "the old ones are freed"
+    );
+    assert_eq!(warned(&host, &absent, RunMode::Apply), None);
+    assert_eq!(warned(&host, &fewer, RunMode::Apply), None);
 }

@@ -8,7 +8,6 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
-use memchr::memchr3;
 
 use super::render::{ESTABLISHED, UNTOUCHED};
 use super::{Connection, ConnectionState, Matches, RejectWith, Rule, Target};
@@ -38,11 +37,14 @@ impl<'a> Iterator for Words<'a> {
     type Item = Cow<'a, str>;
 
     fn next(&mut self) -> Option<Cow<'a, str>> {
-        let text = self.rest.trim_start_matches([' ', '\t']);
-        // One pass over the word: half of a dump's time is spent here.
-        let end = memchr3(b' ', b'\t', b'"', text.as_bytes());
+        // Words are short: a loop over the bytes is faster than a search by vectors.
+        let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+        let start = self.rest.bytes().position(|byte| !is_blank(&byte))?;
+        let text = &self.rest[start..];
+        let end = text
+            .bytes()
+            .position(|byte| is_blank(&byte) || byte == b'"');
         match end.map(|end| text.split_at(end)) {
-            None if text.is_empty() => None,
             None => {
                 self.rest = "";
                 Some(text.into())
