@@ -315,6 +315,44 @@ fn all_forms_of_a_set_are_the_same() {
     }
 }
 
+/// The prefixes of a hash in every way in which CFEngine hands over structured data.
+#[test]
+fn all_forms_of_the_prefixes_of_a_hash_are_the_same() {
+    let namespace = Namespace::new("f");
+    let forms = [
+        "hash_prefix => @(container)",
+        "hash_prefix => @(reals)",
+        "hash_prefix => storejson(@(container))",
+        r#"hash_prefix => mergedata("arr")"#,
+        r#"hash_prefix => '{"ipv6": "56", "ipv4": 24}'"#,
+    ];
+    for (number, form) in forms.iter().enumerate() {
+        let text = promises(&format!(
+            r#"  vars:
+    "container" data => '{{"ipv4": 24, "ipv6": 56}}';
+    "reals" data => '{{"ipv4": "24.0", "ipv6": 56.0}}';
+    "arr[ipv4]" string => "24";
+    "arr[ipv6]" string => "56";
+  iptables_balance: "W" mode => "hash", hash_key => "source", hash_seed => "7", destination_port => "5308",
+    backends => {{ "10.9.0.1", "10.9.0.2", "fd09::1", "fd09::2" }}, {form}, classes => outcome("one");"#
+        ));
+        let said = agent(&namespace, &policy(&namespace, "p.cf", &text), &["-KI"]);
+        let expected = if number == 0 {
+            "R: one repaired"
+        } else {
+            "R: one kept"
+        };
+        assert!(said.contains(&expected.to_owned()), "{form}: {said:?}");
+    }
+    // A & 0xffffff00: the first 24 bits of an IPv4 address; 24 bits of the second word of a /56.
+    let masked = |program| {
+        namespace
+            .run(&[program, "-t", "nat"])
+            .contains(",84 0 0 4294967040,")
+    };
+    assert!(masked("iptables-save") && masked("ip6tables-save"));
+}
+
 /// With hundreds of balancers a message says what changes in which one.
 #[test]
 fn a_large_set_is_reported_balancer_by_balancer() {
