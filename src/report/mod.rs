@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
@@ -22,6 +23,7 @@ use crate::netfilter::shares::shares_of_chain;
 use crate::netfilter::statistic::Share;
 use crate::netfilter::{Family, Table, Variant};
 use crate::request::{Balancer, Desired, DesiredState, Name, Pool, Request, Verdict};
+use crate::schedule::Arrangement;
 pub use diff::Diff;
 
 /// The result of a run.
@@ -185,8 +187,15 @@ impl Steps {
 
 /// The shares that the plan gives, in the order of the request.
 fn planned_shares(request: &Request) -> Vec<ReportedShare> {
-    shares(request, |_, pool| {
-        pool.arrangement.shares(pool.backends.len())
+    // Balancers with the same weights have the very same arrangement (`benches/sets.py`).
+    let mut last: Option<(&Arc<Arrangement>, Vec<Share>)> = None;
+    shares(request, |_, pool| match &last {
+        Some((arrangement, known)) if Arc::ptr_eq(arrangement, &pool.arrangement) => known.clone(),
+        _ => {
+            let found = pool.arrangement.shares(pool.backends.len());
+            last = Some((&pool.arrangement, found.clone()));
+            found
+        }
     })
 }
 
@@ -204,9 +213,9 @@ fn observed_shares(request: &Request, outcome: &Outcome) -> Vec<ReportedShare> {
     })
 }
 
-fn shares(
-    request: &Request,
-    shares: impl Fn(&Balancer, &Pool) -> Vec<Share>,
+fn shares<'a>(
+    request: &'a Request,
+    mut shares: impl FnMut(&'a Balancer, &'a Pool) -> Vec<Share>,
 ) -> Vec<ReportedShare> {
     let mut all = Vec::new();
     for (balancer, pool) in request.pools() {

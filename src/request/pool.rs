@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::slice;
+use std::sync::Arc;
 
 use super::backend::{Backend, BackendEntry, Host, unusable};
 use super::coerce::BadRequest;
@@ -23,7 +24,7 @@ pub struct Pool {
     pub backends: Vec<Backend>,
     /// The rules that give each backend its share. In an empty pool the main
     /// chain has no branches.
-    pub arrangement: Arrangement,
+    pub arrangement: Arc<Arrangement>,
 }
 
 impl Pool {
@@ -49,7 +50,7 @@ impl Pool {
             return false;
         }
         if self.is_empty() {
-            self.arrangement = Arrangement::empty();
+            self.arrangement = Arrangement::empty().into();
             return false;
         }
         let exact = to_arrange(&self.backends, Backend::is_in_service);
@@ -244,7 +245,7 @@ fn pool(
     service::decide(&mut backends, &Known::default(), None);
     let mode = arranging.method.mode;
     let mut fitting = |is_wanted: fn(&Backend) -> bool| match backends.iter().any(is_wanted) {
-        false => Ok(Arrangement::empty()),
+        false => Ok(Arrangement::empty().into()),
         true => match arranging.arrange(family, &to_arrange(&backends, is_wanted)) {
             Arranged::Fits(arrangement) => Ok(arrangement),
             Arranged::TooManyRules => Err(too_many_rules(&backends)),

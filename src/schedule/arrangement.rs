@@ -20,6 +20,7 @@
 //!   [`super::hashes`].
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::chances::{Pool, Split};
 use super::digits::{by_hash, first_difference, id, last_group};
@@ -90,7 +91,7 @@ pub enum To {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Arranged {
     /// An arrangement within the limits.
-    Fits(Arrangement),
+    Fits(Arc<Arrangement>),
     /// In turn it would take more rules than [`rules_max`], or turns than
     /// `--every` can count.
     TooManyRules,
@@ -404,16 +405,16 @@ impl TreeBuilder {
         // In a tree there is a rule for each branching too.
         match arrangement.rules() > rules_max(2 * backends.len()) {
             true => Arranged::TooManyRules,
-            false => Arranged::Fits(arrangement),
+            false => Arranged::Fits(arrangement.into()),
         }
     }
 
     pub(super) fn independent(self) -> Arranged {
         match self.lost {
             Some(backend) => Arranged::TooSmall(backend),
-            None => Arranged::Fits(Arrangement {
+            None => Arranged::Fits(Arc::new(Arrangement {
                 chains: self.chains,
-            }),
+            })),
         }
     }
 

@@ -5,6 +5,7 @@ use crate::netfilter::flow::Flow;
 use crate::netfilter::statistic::{Probability, Share};
 use proptest::prelude::*;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 fn backends(weights: &[u32]) -> Vec<Backend> {
     // Any well-mixed numbers will do.
@@ -28,14 +29,14 @@ const CHOICE: Choice = Choice {
     seed: 0,
 };
 
-fn fits(arranged: Arranged) -> Arrangement {
+fn fits(arranged: Arranged) -> Arc<Arrangement> {
     match arranged {
         Arranged::Fits(arrangement) => arrangement,
         other => panic!("{other:?}"),
     }
 }
 
-fn in_turn(weights: &[u32]) -> [Arrangement; 2] {
+fn in_turn(weights: &[u32]) -> [Arc<Arrangement>; 2] {
     let backends = backends(weights);
     [fits(flat_in_turn(&backends)), fits(tree_in_turn(&backends))]
 }
