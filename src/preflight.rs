@@ -373,8 +373,7 @@ mod tests {
                 port: 22,
             }),
             route_localnet: vec!["eth1".to_owned()],
-            untracked: BTreeSet::new(),
-            unrouted: Vec::new(),
+            ..Facts::default()
         }
     }
 

@@ -1,6 +1,7 @@
 //! Brings a host to the desired state: observe, diff, apply, verify, and roll
 //! back if verification fails.
 
+mod bypass;
 mod neighbours;
 pub mod outcome;
 pub mod prefetch;
@@ -81,14 +82,16 @@ pub fn converge(
     if lock.is_some() {
         hooks.locked()?;
     }
-    let attempt = reconciler.attempt(state, steps, proof.as_ref())?;
-    let disconnects = reconciler.disconnects(&attempt);
     let context = Context {
         host,
         request,
         facts: &facts,
         mode,
     };
+    let surroundings = neighbours::begin(context, &state, &steps);
+    let attempt = reconciler.attempt(state, steps, proof.as_ref())?;
+    let disconnects = reconciler.disconnects(&attempt);
+    let around = surroundings.map(|around| around.warnings(&attempt));
     warnings.extend(warnings::before(context, &attempt));
     let mut outcome = match mode {
         RunMode::Apply if !attempt.steps.is_empty() => {
@@ -99,7 +102,9 @@ pub fn converge(
     warnings.append(&mut outcome.warnings);
     warnings.extend(warnings::after(context, &outcome));
     warnings.extend(warnings::many_programs(&outcome));
-    warnings.extend(neighbours::warnings(context, &outcome));
+    if outcome.failure.is_none() {
+        warnings.extend(around.unwrap_or_default());
+    }
     outcome.warnings = warnings;
     outcome.lock = lock;
     Ok(outcome)

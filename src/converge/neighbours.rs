@@ -3,75 +3,137 @@
 //!
 //! They take a dump of their own, and a question for each backend. So they come in check
 //! mode and when a balancer is set up; later runs, and failovers, cost no more for them.
-//! They never fail a run.
+//! The dump is made before the write, beside the last look at the owned rules, so the
+//! positions of new jump rules follow from the steps. They never fail a run.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::outcome::{Outcome, RunMode};
+use super::bypass;
+use super::outcome::{HostState, RunMode, Steps};
+use super::retry::Attempt;
 use super::warnings::Context;
-use crate::explain::{self, Packet, Traffic, WholeTable};
-use crate::host::{Facts, Host, Questions};
+use crate::diff::change::{self, Change};
+use crate::explain::{self, Packet, Rewriting, Traffic, WholeTable};
+use crate::host::{Facts, Host, PendingSave, Questions};
+use crate::netfilter::ruleset::Ruleset;
 use crate::netfilter::{Endpoint, Family, Table};
+use crate::plan::loopback;
 use crate::preflight::grouped;
-use crate::request::{Balancer, Destination, Pool, Request, listed};
+use crate::request::{Balancer, Destination, Jump, Pool, Request, listed};
 
-/// The warnings of a run in check mode, or of one that set up what was not there.
-pub(super) fn warnings(context: Context<impl Host>, outcome: &Outcome) -> Vec<String> {
-    let Context { request, mode, .. } = context;
-    let is_new = outcome
-        .before
-        .rules
-        .values()
-        .all(|ruleset| ruleset.is_empty());
-    let is_wanted = mode == RunMode::Check || (is_new && !outcome.steps.is_empty());
-    if !is_wanted || outcome.failure.is_some() || request.balancers().is_empty() {
-        return Vec::new();
+/// The host around the balancers of a request.
+pub(super) struct Surroundings<'a> {
+    request: &'a Request,
+    facts: Facts,
+    saves: Vec<(Family, Box<dyn PendingSave + 'a>)>,
+}
+
+/// Asks for what the warnings need, in check mode and in a run that sets up what is not
+/// there.
+pub(super) fn begin<'a>(
+    context: Context<'a, impl Host>,
+    state: &HostState,
+    steps: &Steps,
+) -> Option<Surroundings<'a>> {
+    let Context {
+        host,
+        request,
+        mode,
+        ..
+    } = context;
+    let is_new = state.rules.values().all(|ruleset| ruleset.is_empty());
+    let is_wanted = mode == RunMode::Check || (is_new && !steps.is_empty());
+    if !is_wanted || request.balancers().is_empty() {
+        return None;
     }
-    let addresses: Vec<IpAddr> = request
+    let backends: BTreeSet<IpAddr> = request
         .pools()
         .flat_map(|(_, pool)| with_weight(pool))
         .map(|endpoint| endpoint.address)
         .collect();
-    let facts = context.host.facts(&Questions {
-        addresses: addresses.clone(),
-        routes: addresses,
+    let clients = request.balancers().iter().flat_map(bypass::clients);
+    let facts = host.facts(&Questions {
+        addresses: backends.iter().copied().collect(),
+        routes: backends.iter().copied().chain(clients).collect(),
         ..Questions::default()
     });
-    let mut found: Vec<_> = of_each(request, |_, pool| no_route(pool, &facts)).collect();
-    for family in Family::BOTH {
-        let neighbourhood = Neighbourhood {
-            request,
-            facts: &facts,
-            family,
-            before_us: before_us(outcome, family),
-        };
-        if neighbourhood.matters() {
-            let text = context.host.save(family).unwrap_or_default();
-            let tables = explain::read(&text, Some(family)).unwrap_or_default();
-            found.extend(neighbourhood.warnings(&tables));
-        }
+    let mut surroundings = Surroundings {
+        request,
+        facts,
+        saves: Vec::new(),
+    };
+    let families = Family::BOTH.into_iter();
+    let families = families.filter(|family| surroundings.matter(*family, is_new));
+    let begin = |family| Some((family, host.begin_save(family).ok()?));
+    surroundings.saves = families.filter_map(begin).collect();
+    Some(surroundings)
+}
+
+impl Surroundings<'_> {
+    /// Returns true if a foreign rule can make a difference in a family.
+    fn matter(&self, family: Family, is_new: bool) -> bool {
+        let mut pools = self.request.pools();
+        let mut pools = pools.by_ref().filter(|(_, pool)| pool.family == family);
+        pools.any(|(balancer, pool)| {
+            let is_behind = !is_new || balancer.jump == Jump::Append;
+            is_behind
+                || forwarded(balancer, pool, &self.facts).next().is_some()
+                || bypass::may_be(self.request, balancer, pool, &self.facts.routes)
+        })
     }
-    grouped(found)
+
+    /// The warnings about the state that an attempt leads to.
+    pub(super) fn warnings(self, attempt: &Attempt) -> Vec<String> {
+        let Self {
+            request,
+            facts,
+            saves,
+        } = self;
+        let mut found: Vec<_> = of_each(request, None, |_, pool| no_route(pool, &facts)).collect();
+        for (family, save) in saves {
+            // Of rules that cannot be read nothing is said.
+            let text = save.finish().ok();
+            let tables = text.and_then(|text| explain::read(&text, Some(family)).ok());
+            let Some(tables) = tables else {
+                continue;
+            };
+            let neighbourhood = Neighbourhood {
+                request,
+                facts: &facts,
+                family,
+                before_us: ["PREROUTING", "OUTPUT"].map(|chain| before_us(attempt, family, chain)),
+                nat: tables.iter().find(|table| table.table == Table::Nat),
+                filter: tables.iter().find(|table| table.table == Table::Filter),
+            };
+            found.extend(neighbourhood.warnings());
+        }
+        grouped(found)
+    }
 }
 
-/// The warnings of each pool, with the balancer.
-fn of_each<'a>(
+/// The warnings of each pool, of one family or of both, with the balancer.
+fn of_each<'a, Warnings: IntoIterator<Item = String>>(
     request: &'a Request,
-    warn: impl Fn(&'a Balancer, &'a Pool) -> Option<String>,
+    family: Option<Family>,
+    warn: impl Fn(&'a Balancer, &'a Pool) -> Warnings,
 ) -> impl Iterator<Item = (&'a Balancer, String)> {
-    let balancers = request.balancers().iter();
-    let pools = balancers.flat_map(|one| one.pools.iter().map(move |pool| (one, pool)));
-    pools.filter_map(move |(balancer, pool)| Some((balancer, warn(balancer, pool)?)))
+    let pools = request.pools();
+    let pools = pools.filter(move |(_, pool)| family.is_none_or(|family| family == pool.family));
+    pools.flat_map(move |(balancer, pool)| {
+        let warnings = warn(balancer, pool).into_iter();
+        warnings.map(move |warning| (balancer, warning))
+    })
 }
 
-fn with_weight(pool: &Pool) -> impl Iterator<Item = Endpoint> {
+pub(super) fn with_weight(pool: &Pool) -> impl Iterator<Item = Endpoint> {
     let backends = pool.backends.iter();
     let backends = backends.filter(|backend| backend.weight > 0);
     backends.map(|backend| backend.endpoint)
 }
 
 fn no_route(pool: &Pool, facts: &Facts) -> Option<String> {
-    let is_lost = |endpoint: &Endpoint| facts.unrouted.contains(&endpoint.address);
+    let is_lost = |endpoint: &Endpoint| facts.routes.unrouted.contains(&endpoint.address);
     let mut lost: Vec<String> = with_weight(pool)
         .filter(is_lost)
         .map(|endpoint| endpoint.address.to_string())
@@ -85,77 +147,92 @@ fn no_route(pool: &Pool, facts: &Facts) -> Option<String> {
     })
 }
 
-/// The number of foreign rules in PREROUTING before the first jump rule of ours, which
+/// The number of foreign rules in a chain of nat before the first jump rule of ours, which
 /// may be the last of all; `None` where no rule leads to us.
-fn before_us(outcome: &Outcome, family: Family) -> Option<usize> {
-    let jumps = &outcome.after.rules.get(&family)?.owned(Table::Nat).jumps;
-    let jumps = jumps.iter().filter(|jump| jump.chain == "PREROUTING");
+fn before_us(attempt: &Attempt, family: Family, chain: &str) -> Option<usize> {
+    let owned = attempt.before.rules.get(&family)?.owned(Table::Nat);
+    let mut now = Ruleset::default();
+    let table = now.tables.entry(Table::Nat).or_default();
+    table.jumps.clone_from(&owned.jumps);
+    let changes = attempt.steps.changes.iter();
+    let changes = changes.filter(|change| change.table == Table::Nat && &*change.chain == chain);
+    let changes: Vec<Change> = changes.cloned().collect();
+    let after = change::applied(&changes, family, &now);
+    let jumps = after.owned(Table::Nat).jumps.iter();
+    let jumps = jumps.filter(|jump| jump.chain == chain);
     let first = jumps.map(|jump| jump.position).min()?;
     usize::try_from(first - 1).ok()
 }
 
-/// One family of the host.
-struct Neighbourhood<'a> {
-    request: &'a Request,
-    facts: &'a Facts,
-    family: Family,
-    before_us: Option<usize>,
+/// The backends on other hosts whose connections no rule of ours accepts.
+fn forwarded(balancer: &Balancer, pool: &Pool, facts: &Facts) -> impl Iterator<Item = Endpoint> {
+    let is_wanted = !balancer.gateway.forward;
+    let is_elsewhere = |endpoint: &Endpoint| {
+        !endpoint.address.is_loopback() && !facts.own.contains(&endpoint.address)
+    };
+    with_weight(pool).filter(move |endpoint| is_wanted && is_elsewhere(endpoint))
 }
 
-impl<'a> Neighbourhood<'a> {
-    /// Returns true if a foreign rule can be in the way at all.
-    fn matters(&self) -> bool {
-        let mut pools = self.request.pools();
-        self.before_us.is_some_and(|count| count > 0)
-            || pools.any(|(balancer, pool)| {
-                pool.family == self.family && self.forwarded(balancer, pool).next().is_some()
-            })
-    }
+/// One family of the host.
+struct Neighbourhood<'a, 'b> {
+    request: &'a Request,
+    facts: &'b Facts,
+    family: Family,
+    /// The foreign rules before us in PREROUTING and in OUTPUT.
+    before_us: [Option<usize>; 2],
+    nat: Option<&'b WholeTable>,
+    filter: Option<&'b WholeTable>,
+}
 
-    /// The backends on other hosts whose connections no rule of ours accepts.
-    fn forwarded(&self, balancer: &Balancer, pool: &'a Pool) -> impl Iterator<Item = Endpoint> {
-        let is_wanted = !balancer.gateway.forward;
-        let is_elsewhere = |endpoint: &Endpoint| {
-            !endpoint.address.is_loopback() && !self.facts.own.contains(&endpoint.address)
-        };
-        with_weight(pool).filter(move |endpoint| is_wanted && is_elsewhere(endpoint))
-    }
-
-    fn warnings(&self, tables: &[WholeTable]) -> Vec<(&'a Balancer, String)> {
-        let table = |wanted| tables.iter().find(|table| table.table == wanted);
-        let of_family = |pool: &Pool| pool.family == self.family;
-        let shadowed = table(Table::Nat).into_iter().flat_map(|nat| {
-            let shadowed = |balancer, pool: &Pool| self.shadowed(nat, balancer, pool);
-            of_each(self.request, move |balancer, pool| {
-                of_family(pool).then(|| shadowed(balancer, pool)).flatten()
-            })
-        });
-        let blocked = table(Table::Filter).into_iter().flat_map(|filter| {
-            of_each(self.request, move |balancer, pool| {
-                let blocked = || self.blocked(filter, balancer, pool);
-                of_family(pool).then(blocked).flatten()
-            })
-        });
-        shadowed.chain(blocked).collect()
-    }
-
-    /// A foreign rule that takes all connections of a balancer before the jump to it.
-    fn shadowed(&self, nat: &WholeTable, balancer: &Balancer, pool: &Pool) -> Option<String> {
-        let traffic = traffic(balancer, pool.family);
+impl<'a> Neighbourhood<'a, '_> {
+    fn warnings(&self) -> Vec<(&'a Balancer, String)> {
         let is_ours = |chain: &str| self.request.name.owns(chain);
-        let rule = explain::taken_before(nat, &traffic, self.before_us?, is_ours)?;
-        Some(format!(
-            "`{rule}` in {} table `nat` comes before the balancer and takes all its connections; narrow or delete that rule, \
-             or put the jump rule before it (`jump: insert` does, where there is no jump rule yet)",
-            self.family.title()
-        ))
+        let rewriting = self.nat.map(|nat| Rewriting::new(nat, is_ours));
+        let shadowed = of_each(self.request, Some(self.family), |balancer, pool| {
+            self.shadowed(balancer, pool)
+        });
+        let blocked = of_each(self.request, Some(self.family), |balancer, pool| {
+            self.blocked(balancer, pool)
+        });
+        let bypassed = of_each(self.request, Some(self.family), |balancer, pool| {
+            let routes = &self.facts.routes;
+            bypass::warnings(self.request, balancer, pool, routes, rewriting.as_ref())
+        });
+        shadowed.chain(blocked).chain(bypassed).collect()
+    }
+
+    /// Foreign rules that take all connections of a balancer before the jump to it.
+    fn shadowed(&self, balancer: &Balancer, pool: &Pool) -> Vec<String> {
+        let is_ours = |chain: &str| self.request.name.owns(chain);
+        let shadowed = |traffic: &Traffic, chain, before_us: Option<usize>, which| {
+            let rule = explain::taken_before(self.nat?, chain, traffic, before_us?, is_ours)?;
+            Some(format!(
+                "`{rule}` in {} table `nat` comes before the balancer and takes all {which}; narrow or delete that rule, \
+                 or put the jump rule before it (`jump: insert` does, where there is no jump rule yet)",
+                self.family.title()
+            ))
+        };
+        let [prerouting, output] = self.before_us;
+        let outside = shadowed(
+            &from_outside(balancer, pool.family),
+            "PREROUTING",
+            prerouting,
+            "its connections",
+        );
+        let is_local = balancer.gateway.local_traffic;
+        let local = is_local.then(|| from_here(balancer, pool.family));
+        let local = local.and_then(|traffic| {
+            shadowed(&traffic, "OUTPUT", output, "its connections of this host")
+        });
+        outside.into_iter().chain(local).collect()
     }
 
     /// Connections that filter's FORWARD stops on every way.
-    fn blocked(&self, filter: &WholeTable, balancer: &Balancer, pool: &'a Pool) -> Option<String> {
+    fn blocked(&self, balancer: &Balancer, pool: &Pool) -> Option<String> {
+        let filter = self.filter?;
         // Our own rules accept what other balancers of the set forward.
         let is_ours = |chain: &str| self.request.name.owns(chain);
-        let mut stopped = self.forwarded(balancer, pool).filter_map(|to| {
+        let mut stopped = forwarded(balancer, pool, self.facts).filter_map(|to| {
             let protocol = Some(balancer.protocol.as_str());
             let by = explain::blocks(
                 filter,
@@ -180,7 +257,22 @@ impl<'a> Neighbourhood<'a> {
     }
 }
 
-/// The connections that lead to a balancer in a family.
+/// The connections from other hosts that lead to a balancer in a family.
+fn from_outside(balancer: &Balancer, family: Family) -> Traffic {
+    traffic(balancer, family).with("-i", balancer.in_interface.clone())
+}
+
+/// The connections of this host that lead to a balancer in a family.
+fn from_here(balancer: &Balancer, family: Family) -> Traffic {
+    match &balancer.destination {
+        Destination::Networks(_) => traffic(balancer, family),
+        Destination::Any | Destination::Local => {
+            traffic(balancer, family).without("-d", &loopback(family).to_string())
+        }
+    }
+}
+
+/// The connections that lead to a balancer in a family, from wherever.
 fn traffic(balancer: &Balancer, family: Family) -> Traffic {
     let of_family = |networks: &[ipnet::IpNet]| {
         let networks = networks.iter();
@@ -188,8 +280,7 @@ fn traffic(balancer: &Balancer, family: Family) -> Traffic {
         networks.map(ToString::to_string).collect::<Vec<_>>()
     };
     let traffic = Traffic::new(balancer.protocol, &balancer.destination_ports)
-        .with("-s", of_family(&balancer.sources))
-        .with("-i", balancer.in_interface.clone());
+        .with("-s", of_family(&balancer.sources));
     match &balancer.destination {
         Destination::Any => traffic,
         Destination::Local => traffic.with("--dst-type", ["LOCAL".to_owned()]),

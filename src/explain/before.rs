@@ -33,6 +33,14 @@ impl Traffic {
         self
     }
 
+    /// The part that does not meet an option with a value.
+    #[must_use]
+    pub fn without(mut self, option: &str, value: &str) -> Self {
+        let condition = Condition::new(true, option, &[value.to_owned()]);
+        self.0.extend(condition.map(|one| vec![one]));
+        self
+    }
+
     /// Returns true if every connection meets the condition.
     fn meets(&self, condition: &Condition) -> bool {
         let all_meet = |list: &Vec<Condition>| list.iter().all(|one| condition.covers(one));
@@ -40,20 +48,20 @@ impl Traffic {
     }
 }
 
-/// The first rule in PREROUTING that takes all these connections, among the first
+/// The first rule in a built-in chain that takes all these connections, among the first
 /// `count` rules that do not lead to a chain of ours.
 #[must_use]
 pub fn taken_before(
     nat: &WholeTable,
+    chain: &str,
     traffic: &Traffic,
     count: usize,
     is_ours: impl Fn(&str) -> bool,
 ) -> Option<String> {
     let ending = ending(nat);
-    let chain = &nat.chains[nat.chain("PREROUTING")?];
+    let rules = &nat.chains[nat.chain(chain)?].rules;
     let leads_to_us = |to: usize| is_ours(&nat.chains[to].name);
-    let foreign = chain
-        .rules
+    let foreign = rules
         .iter()
         .filter(|rule| !rule.way.chain().is_some_and(leads_to_us));
     let mut before = foreign.take(count);
@@ -63,5 +71,5 @@ pub fn taken_before(
             && takes_all(&ending, rule)
             && conditions.all(|condition| traffic.meets(condition))
     });
-    taking.map(|rule| format!("-A PREROUTING {}", rule.text))
+    taking.map(|rule| format!("-A {chain} {}", rule.text))
 }

@@ -15,7 +15,7 @@ pub fn this_host(variant: Option<Variant>) -> Result<(Vec<WholeTable>, HostFacts
     let host = System::open(variant, WAIT)?;
     let mut tables = Vec::new();
     for family in Family::BOTH {
-        tables.extend(read(&host.save(family)?, Some(family))?);
+        tables.extend(read(&host.begin_save(family)?.finish()?, Some(family))?);
     }
     let questions = Questions {
         addresses: addresses(&tables),

@@ -1,15 +1,12 @@
 //! Facts about this host from the kernel's files.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use rustix::io::Errno;
-
-use super::netlink::{self, Message, Socket, Subsystem, attribute};
+use super::routes::{self, InterfaceAddress, Routes};
 use crate::netfilter::{Family, Protocol};
 
 /// Properties of a host that a request may depend on.
@@ -27,8 +24,8 @@ pub struct Facts {
     /// The protocols of the question whose connections the kernel does not track,
     /// although it tracks others.
     pub untracked: BTreeSet<Protocol>,
-    /// The addresses of the question to which this host has no route.
-    pub unrouted: Vec<IpAddr>,
+    /// The ways to the addresses of the question.
+    pub routes: Routes,
 }
 
 /// The facts to find out; a usual request needs few.
@@ -44,7 +41,7 @@ pub struct Questions {
     pub forwarding: bool,
     /// Find out if connections of these protocols are tracked.
     pub tracking: BTreeSet<Protocol>,
-    /// Addresses to which there may be no route.
+    /// Find the ways to these addresses.
     pub routes: Vec<IpAddr>,
 }
 
@@ -84,8 +81,12 @@ pub fn facts(questions: &Questions) -> Facts {
     let forwards = |family: &Family| by_interface(*family).iter().any(|(_, on)| *on);
     let families = Family::BOTH.into_iter().filter(|_| questions.forwarding);
     let tracking = questions.tracking.iter().copied();
+    let addresses = match questions.routes.is_empty() {
+        true => routes::addresses(families_of(&questions.addresses)),
+        false => routes::addresses(Family::BOTH.to_vec()),
+    };
     Facts {
-        own: own_addresses(&questions.addresses),
+        own: own_addresses(&questions.addresses, &addresses),
         ssh: questions.ssh.then(ssh).flatten(),
         route_localnet: match questions.route_localnet {
             true => route_localnet(),
@@ -93,8 +94,13 @@ pub fn facts(questions: &Questions) -> Facts {
         },
         forwarding_somewhere: families.filter(forwards).collect(),
         untracked: tracking.filter(|one| is_untracked(*one)).collect(),
-        unrouted: unrouted(&questions.routes),
+        routes: Routes::to(&questions.routes, &addresses),
     }
+}
+
+fn families_of(addresses: &[IpAddr]) -> Vec<Family> {
+    let is_used = |family: &Family| addresses.iter().any(|one| Family::of(*one) == *family);
+    Family::BOTH.into_iter().filter(is_used).collect()
 }
 
 /// A kernel without a tracker for the protocol has no setting of it either. TCP
@@ -168,110 +174,10 @@ fn interfaces(directory: &Path) -> Vec<String> {
 }
 
 /// The addresses of the question that are on an interface of this host.
-fn own_addresses(asked: &[IpAddr]) -> Vec<IpAddr> {
-    let families = Family::BOTH.into_iter();
-    let asked_of = |family: &Family| asked.iter().any(|address| Family::of(*address) == *family);
-    let own: HashSet<IpAddr> = families
-        .filter(asked_of)
-        .flat_map(|family| addresses(family).unwrap_or_default())
-        .collect();
-    asked
-        .iter()
-        .filter(|address| own.contains(address))
-        .copied()
-        .collect()
-}
-
-/// The addresses of all interfaces, by `linux/if_addr.h`: `IFA_LOCAL` is our end
-/// where the other end has an address too.
-fn addresses(family: Family) -> io::Result<Vec<IpAddr>> {
-    const RTM_GETADDR: u16 = 22;
-    const IFA_ADDRESS: u16 = 1;
-    const IFA_LOCAL: u16 = 2;
-    let message = Message {
-        kind: RTM_GETADDR,
-        family,
-        attributes: &[],
-    };
-    let mut socket = Socket::open(Subsystem::Addresses)?;
-    socket.dump(message, &Vec::new(), |found, attributes| {
-        let local = attribute(attributes, IFA_LOCAL).or_else(|| attribute(attributes, IFA_ADDRESS));
-        found.extend(local.and_then(netlink::address));
-        ControlFlow::Continue(())
-    })
-}
-
-/// The addresses of the question to which there is no route. Where rules choose
-/// between tables of routes, the way of a packet depends on more than its
-/// destination, so nothing is known; neither is anything before the network is up.
-fn unrouted(asked: &[IpAddr]) -> Vec<IpAddr> {
-    let is_up = |family| {
-        let addresses = addresses(family).unwrap_or_default();
-        addresses.iter().any(|address| !address.is_loopback())
-    };
-    if asked.is_empty() || !Family::BOTH.into_iter().any(is_up) {
-        return Vec::new();
-    }
-    let Ok(mut socket) = Socket::open(Subsystem::Routes) else {
-        return Vec::new();
-    };
-    let mut known = Family::BOTH.to_vec();
-    known.retain(|family| has_one_table(&mut socket, *family));
-    let of_known = |address: &&IpAddr| known.contains(&Family::of(**address));
-    let mut unrouted: Vec<IpAddr> = asked.iter().filter(of_known).copied().collect();
-    unrouted.retain(|address| !has_route(&mut socket, *address));
-    unrouted
-}
-
-/// Returns true if only the kernel's own rules choose a table of routes: `local`,
-/// `main`, and for IPv4 `default`.
-fn has_one_table(socket: &mut Socket, family: Family) -> bool {
-    const RTM_GETRULE: u16 = 34;
-    let own = match family {
-        Family::Ipv4 => 3,
-        Family::Ipv6 => 2,
-    };
-    let message = Message {
-        kind: RTM_GETRULE,
-        family,
-        attributes: &[],
-    };
-    let count = socket.dump(message, &0, |count, _| {
-        *count += 1;
-        ControlFlow::Continue(())
-    });
-    count.is_ok_and(|count| count <= own)
-}
-
-/// Returns false if the kernel says that a destination is unreachable. For IPv6 it
-/// says so in an answer without an error (`struct rta_cacheinfo`).
-fn has_route(socket: &mut Socket, address: IpAddr) -> bool {
-    const RTM_GETROUTE: u16 = 26;
-    const RTA_DST: u16 = 1;
-    const RTA_CACHEINFO: u16 = 12;
-    let bytes = match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    };
-    let message = Message {
-        kind: RTM_GETROUTE,
-        family: Family::of(address),
-        attributes: &netlink::encoded(RTA_DST, &bytes),
-    };
-    let is_unreachable = |code: i32| {
-        let known = [Errno::NETUNREACH, Errno::HOSTUNREACH].map(Errno::raw_os_error);
-        known.contains(&code)
-    };
-    match socket.get(message) {
-        Err(error) => !error.raw_os_error().is_some_and(is_unreachable),
-        Ok(attributes) => {
-            let error = attribute(&attributes, RTA_CACHEINFO).and_then(|info| info.get(12..16));
-            let error = error
-                .and_then(|bytes| bytes.try_into().ok())
-                .map(i32::from_ne_bytes);
-            !error.is_some_and(|code| is_unreachable(code.saturating_abs()))
-        }
-    }
+fn own_addresses(asked: &[IpAddr], addresses: &[InterfaceAddress]) -> Vec<IpAddr> {
+    let own: BTreeSet<IpAddr> = addresses.iter().map(|one| one.address).collect();
+    let asked: BTreeSet<IpAddr> = asked.iter().copied().collect();
+    asked.intersection(&own).copied().collect()
 }
 
 /// The SSH connection, from `SSH_CONNECTION=CLIENT PORT SERVER PORT`. Programs
@@ -334,8 +240,9 @@ mod tests {
 
     #[test]
     fn own_addresses_are_those_of_the_interfaces() {
-        let asked = ["127.0.0.1", "192.0.2.1"].map(|text| text.parse().unwrap());
-        assert_eq!(own_addresses(&asked), asked[..1]);
+        let asked = ["127.0.0.1", "192.0.2.1", "127.0.0.1"].map(|text| text.parse().unwrap());
+        let addresses = routes::addresses(families_of(&asked));
+        assert_eq!(own_addresses(&asked, &addresses), asked[..1]);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod probe;
 mod process;
 mod programs;
 mod resolver;
+mod routes;
 pub mod service;
 mod state_directory;
 mod system;
@@ -38,6 +39,7 @@ pub use lock::Lock;
 pub use probe::{HttpProbe, Probe, ProbeFailure, ProbeMethod, ProbeResult, Prober, SourceKey};
 pub use process::CannotStart;
 pub use resolver::{Names, lookup, service_port};
+pub use routes::{Link, Routes, Way};
 pub use state_directory::{Stamp, StateDirectory};
 pub use system::System;
 
@@ -73,6 +75,15 @@ pub trait PendingRead {
     fn finish(self: Box<Self>) -> Vec<Result<Ruleset>>;
 }
 
+/// A whole dump that has been started.
+pub trait PendingSave {
+    /// Waits for the dump.
+    ///
+    /// # Errors
+    /// When there is no dump, or an incomplete one.
+    fn finish(self: Box<Self>) -> Result<Vec<u8>>;
+}
+
 /// A host with iptables, of one variant.
 pub trait Host {
     /// The variant that is used.
@@ -94,12 +105,13 @@ pub trait Host {
     /// Starts to read the rules that `name` owns.
     fn begin_read<'a>(&'a self, name: &'a Name, queries: Vec<Query>) -> Box<dyn PendingRead + 'a>;
 
-    /// The dump of all tables of a family, with counters, whoever made the rules; empty
-    /// where the host does not support the family.
+    /// Starts a dump of all tables of a family, with counters, whoever made the rules. It
+    /// is empty where the host does not support the family, or has neither of the tables
+    /// nat and filter.
     ///
     /// # Errors
-    /// When there is no dump, or an incomplete one.
-    fn save(&self, family: Family) -> Result<Vec<u8>>;
+    /// When it cannot be started.
+    fn begin_save<'a>(&'a self, family: Family) -> Result<Box<dyn PendingSave + 'a>>;
 
     /// Runs one transaction of `iptables-restore --noflush`. `meanwhile` is
     /// called once while iptables works, if it got so far.

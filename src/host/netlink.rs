@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
-use rustix::net::{connect, netlink, recv, send, socket_with, sockopt};
+use rustix::net::{connect, netdevice, netlink, recv, send, socket_with, sockopt};
 
 use crate::netfilter::Family;
 
@@ -65,6 +65,15 @@ pub struct Message<'a> {
     pub kind: u16,
     /// The family that it is about.
     pub family: Family,
+    /// Its attributes.
+    pub attributes: &'a [u8],
+}
+
+/// One item of an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Item<'a> {
+    /// Its subject.
+    pub subject: &'a [u8],
     /// Its attributes.
     pub attributes: &'a [u8],
 }
@@ -134,6 +143,13 @@ impl Socket {
     }
 }
 
+impl Socket {
+    /// The name of an interface.
+    pub fn interface(&self, index: u32) -> Option<String> {
+        netdevice::index_to_name(&self.channel.socket, index).ok()
+    }
+}
+
 impl<C: Channel> Socket<C> {
     /// Asks for a list and folds the attributes of its items into `start`, until
     /// the list ends or `fold` breaks. A list that changed while the kernel
@@ -147,10 +163,23 @@ impl<C: Channel> Socket<C> {
         start: &T,
         mut fold: impl FnMut(&mut T, &[u8]) -> ControlFlow<()>,
     ) -> io::Result<T> {
+        self.dump_items(message, start, |found, item| fold(found, item.attributes))
+    }
+
+    /// The same for items whose subjects matter too.
+    ///
+    /// # Errors
+    /// As [`Self::dump`].
+    pub fn dump_items<T: Clone>(
+        &mut self,
+        message: Message,
+        start: &T,
+        mut fold: impl FnMut(&mut T, Item) -> ControlFlow<()>,
+    ) -> io::Result<T> {
         for attempt in 0..DUMPS {
             thread::sleep(Duration::from_millis(attempt.min(20)));
             let mut found = start.clone();
-            let each = &mut |attributes: &[u8]| fold(&mut found, attributes);
+            let each = &mut |item: Item| fold(&mut found, item);
             if self.ask(message, NLM_F_DUMP, each)? == Answer::Whole {
                 return Ok(found);
             }
@@ -166,8 +195,8 @@ impl<C: Channel> Socket<C> {
     /// The kernel's own, or a malformed answer.
     pub fn get(&mut self, message: Message) -> io::Result<Vec<u8>> {
         let mut found = Vec::new();
-        let each = &mut |attributes: &[u8]| {
-            found = attributes.to_vec();
+        let each = &mut |item: Item| {
+            found = item.attributes.to_vec();
             ControlFlow::Continue(())
         };
         self.ask(message, NLM_F_ACK, each)?;
@@ -179,7 +208,7 @@ impl<C: Channel> Socket<C> {
     /// # Errors
     /// The kernel's own, or a malformed answer.
     pub fn order(&mut self, message: Message) -> io::Result<()> {
-        let ignore = &mut |_: &[u8]| ControlFlow::Continue(());
+        let ignore = &mut |_: Item| ControlFlow::Continue(());
         self.ask(message, NLM_F_ACK, ignore).map(|_| ())
     }
 
@@ -188,7 +217,7 @@ impl<C: Channel> Socket<C> {
     /// # Errors
     /// As [`Self::order`].
     pub fn create(&mut self, message: Message) -> io::Result<()> {
-        let ignore = &mut |_: &[u8]| ControlFlow::Continue(());
+        let ignore = &mut |_: Item| ControlFlow::Continue(());
         self.ask(message, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, ignore)
             .map(|_| ())
     }
@@ -215,7 +244,7 @@ impl<C: Channel> Socket<C> {
         let order = encode(self.subsystem, message, NLM_F_REQUEST | NLM_F_ACK);
         let batch = [mark(NFNL_MSG_BATCH_BEGIN), order, mark(NFNL_MSG_BATCH_END)];
         self.channel.send(&batch.concat())?;
-        let ignore = &mut |_: &[u8]| ControlFlow::Continue(());
+        let ignore = &mut |_: Item| ControlFlow::Continue(());
         self.answer(ignore).map(|_| ())
     }
 
@@ -223,14 +252,14 @@ impl<C: Channel> Socket<C> {
         &mut self,
         message: Message,
         flags: u16,
-        each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+        each: &mut dyn FnMut(Item) -> ControlFlow<()>,
     ) -> io::Result<Answer> {
         let request = encode(self.subsystem, message, NLM_F_REQUEST | flags);
         self.channel.send(&request)?;
         self.answer(each)
     }
 
-    fn answer(&mut self, each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<Answer> {
+    fn answer(&mut self, each: &mut dyn FnMut(Item) -> ControlFlow<()>) -> io::Result<Answer> {
         let mut answer = Answer::Whole;
         loop {
             let packet = self.channel.receive()?;
@@ -295,7 +324,7 @@ fn read_packet(
     subsystem: Subsystem,
     mut packet: &[u8],
     answer: &mut Answer,
-    each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>,
+    each: &mut dyn FnMut(Item) -> ControlFlow<()>,
 ) -> io::Result<Progress> {
     while !packet.is_empty() {
         let length = u32_at(packet, 0).ok_or_else(malformed)? as usize;
@@ -319,7 +348,11 @@ fn read_packet(
             }
             _ => {
                 let start = HEADER + subsystem.subject();
-                if each(message.get(start..).ok_or_else(malformed)?).is_break() {
+                let item = Item {
+                    subject: message.get(HEADER..start).ok_or_else(malformed)?,
+                    attributes: message.get(start..).ok_or_else(malformed)?,
+                };
+                if each(item).is_break() {
                     return Ok(Progress::Enough);
                 }
             }

@@ -14,7 +14,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use super::lock::xtables_held;
 use super::process::{Crashed, Finished, Process, Sink, drain_all};
 use super::programs::Programs;
-use super::{Dumps, Facts, Host, Lock, PendingRead, Query, Questions, ReplyFilter, Scope};
+use super::{
+    Dumps, Facts, Host, Lock, PendingRead, PendingSave, Query, Questions, ReplyFilter, Scope,
+};
 use super::{boot, conntrack, facts, files, forwarding_sysctl, jumps, nftables};
 use crate::netfilter::dump::DumpReader;
 use crate::netfilter::ruleset::Ruleset;
@@ -204,21 +206,19 @@ impl Host for System {
         })
     }
 
-    fn save(&self, family: Family) -> Result<Vec<u8>> {
-        let mut text = Vec::new();
+    fn begin_save<'a>(&'a self, family: Family) -> Result<Box<dyn PendingSave + 'a>> {
         let query = Query {
             family,
             scope: Scope::All,
             counters: true,
         };
-        if !self.supports(family) {
-            return Ok(text);
-        }
-        if let Some(process) = self.start_save(query)? {
-            let finished = process.drain(&mut |piece| text.extend_from_slice(piece));
-            finished?.success()?;
-        }
-        Ok(text)
+        let mut tables = [Table::Nat, Table::Filter].into_iter();
+        let may_have_rules = self.supports(family)
+            && tables.any(|table| may_have_table(self.variant(), family, table));
+        Ok(Box::new(match may_have_rules {
+            true => WholeSave(self.start_save(query)?),
+            false => WholeSave(None),
+        }))
     }
 
     fn restore(
@@ -352,6 +352,20 @@ impl Host for System {
     fn delete_connections(&self, family: Family, identifiers: &[Vec<u8>]) -> Result<()> {
         let ending = || format!("ending {} connections", family.title());
         conntrack::delete(family, identifiers).with_context(ending)
+    }
+}
+
+/// A whole dump; `None` where there is nothing to read.
+struct WholeSave(Option<Process>);
+
+impl PendingSave for WholeSave {
+    fn finish(self: Box<Self>) -> Result<Vec<u8>> {
+        let mut text = Vec::new();
+        if let Some(process) = self.0 {
+            let finished = process.drain(&mut |piece| text.extend_from_slice(piece));
+            finished?.success()?;
+        }
+        Ok(text)
     }
 }
 

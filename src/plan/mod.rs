@@ -24,6 +24,7 @@ use crate::netfilter::ruleset::{OwnedTable, SavedRule};
 use crate::netfilter::{Family, Protocol, Table};
 use crate::request::{Backend, Balancer, Jump, Name, Pool, Request, WhenEmpty};
 use crate::schedule::{Branch, Node, To};
+pub use matches::loopback;
 
 /// The desired state: every chain and rule that a balancer is to own. Anything
 /// else that it owns is removed.

@@ -11,19 +11,19 @@ use crate::{ansible, cfengine, gateway};
 
 /// The frontend that is used.
 #[derive(Clone, Copy, Debug)]
-enum Front {
+pub enum Front {
     Playbook,
     Policy,
 }
 
 /// The result of a run: changed or failed, and all messages.
-struct Told {
-    outcome: Result<bool, ()>,
-    said: String,
+pub struct Told {
+    pub outcome: Result<bool, ()>,
+    pub said: String,
 }
 
 impl Front {
-    fn ask(self, namespace: &Namespace, request: &Value) -> Told {
+    pub fn ask(self, namespace: &Namespace, request: &Value) -> Told {
         match self {
             Self::Playbook => {
                 let tasks = json!([{"iptables_balance": request, "diff": true}]);

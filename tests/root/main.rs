@@ -16,6 +16,7 @@
 )]
 
 mod ansible;
+mod answers;
 #[path = "../suite/bpf.rs"]
 mod bpf;
 mod cfengine;

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use anyhow::{Result, bail};
 use iptables_balance::host::{
-    Facts, Host, Lock, PendingRead, Query, Questions, ReplyFilter, Scope,
+    Facts, Host, Lock, PendingRead, PendingSave, Query, Questions, ReplyFilter, Scope,
 };
 use iptables_balance::netfilter::ruleset::Ruleset;
 use iptables_balance::netfilter::{ConntrackEntry, Family, Name, Table, Variant};
@@ -130,8 +130,9 @@ impl Host for Fake {
         Box::new(Ready(queries.into_iter().map(read).collect()))
     }
 
-    fn save(&self, family: Family) -> Result<Vec<u8>> {
-        Ok(self.model(family).lock().unwrap().save().into_bytes())
+    fn begin_save<'a>(&'a self, family: Family) -> Result<Box<dyn PendingSave + 'a>> {
+        let dump = self.model(family).lock().unwrap().save();
+        Ok(Box::new(Saved(dump.into_bytes())))
     }
 
     fn restore(
@@ -288,6 +289,15 @@ impl Host for Fake {
             known.remove(at);
         }
         Ok(())
+    }
+}
+
+/// A whole dump that was read already.
+struct Saved(Vec<u8>);
+
+impl PendingSave for Saved {
+    fn finish(self: Box<Self>) -> Result<Vec<u8>> {
+        Ok(self.0)
     }
 }
 
