@@ -16,7 +16,7 @@
 //! judged. Where the network of clients and that of backends differ, this host
 //! is a router between the two, and nothing is reported.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -24,7 +24,9 @@ use ipnet::IpNet;
 use super::neighbours::with_weight;
 use crate::explain::{Leaving, Rewriting};
 use crate::host::{Link, Routes, Way};
-use crate::netfilter::{Endpoint, Family, interfaces_meet, networks_meet, shortest};
+use crate::netfilter::{
+    Endpoint, Family, PortRange, Ports, interfaces_meet, networks_meet, shortest,
+};
 use crate::request::{Balancer, Masquerading, Pool, Request, listed};
 
 /// The place of clients in the network by which they come.
@@ -73,12 +75,19 @@ pub(super) fn warnings(
     routes: &Routes,
     rewriting: Option<&Rewriting>,
 ) -> Vec<String> {
-    let mut found = BTreeMap::<(Reason, &Link), Vec<String>>::new();
+    let mut found = BTreeMap::<(Reason, &Link), BTreeSet<IpAddr>>::new();
     for suspect in suspects(request, balancer, pool, routes) {
         let link = &suspect.way.link;
+        let port = suspect.endpoint.port.map(|port| {
+            Ports::new(vec![PortRange {
+                first: port,
+                last: port,
+            }])
+        });
         let leaving = Leaving {
             protocol: balancer.protocol.as_str(),
-            to: suspect.endpoint,
+            to: suspect.endpoint.address,
+            ports: port.as_ref().unwrap_or(&balancer.destination_ports),
             interface: &link.interface,
             may_come_from: &|network| may_come_from(balancer, link, routes, network),
         };
@@ -86,10 +95,7 @@ pub(super) fn warnings(
             continue;
         }
         let addresses = found.entry((suspect.reason, link)).or_default();
-        let address = suspect.endpoint.address.to_string();
-        if addresses.last() != Some(&address) {
-            addresses.push(address);
-        }
+        addresses.insert(suspect.endpoint.address);
     }
     let found = found.into_iter();
     found
@@ -97,9 +103,15 @@ pub(super) fn warnings(
         .collect()
 }
 
-fn worded(balancer: &Balancer, reason: &Reason, link: &Link, addresses: &[String]) -> String {
+fn worded(
+    balancer: &Balancer,
+    reason: &Reason,
+    link: &Link,
+    addresses: &BTreeSet<IpAddr>,
+) -> String {
     let Link { interface, network } = link;
     let network = shortest(network);
+    let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
     let backends = listed(addresses.iter().map(String::as_str));
     let why = match reason {
         Reason::Neighbours => format!(
@@ -137,7 +149,7 @@ fn suspects<'a>(
         let way = routes.ways.get(&endpoint.address)?;
         let clients = arrivals.get(&way.link)?;
         let reason = match (way.router, clients) {
-            (Some(router), _) => Reason::Router(router),
+            (Some(over), _) => Reason::Router(over),
             (None, Clients::Within) => Reason::Neighbours,
             (None, Clients::Beyond) => Reason::TheirRoutes,
         };
@@ -181,8 +193,6 @@ fn arrivals<'a>(
             .collect();
         match (within.as_slice(), routes.ways.get(&source.addr())) {
             ([only], _) => add(only, Clients::Within),
-            // Of several networks any may be meant.
-            ([_, ..], _) => {}
             ([], Some(way)) if comes_by(&way.link) => {
                 let clients = match way.router {
                     None => Clients::Within,
@@ -190,7 +200,8 @@ fn arrivals<'a>(
                 };
                 add(&way.link, clients);
             }
-            ([], _) => {}
+            // Nothing is known of it, or any of several networks may be meant.
+            _ => {}
         }
     }
     arrivals
@@ -234,4 +245,173 @@ fn rewritten(request: &Request, balancer: &Balancer, family: Family, interface: 
             masquerade.is_some_and(|masquerade| masquerade.all && leaves(masquerade))
                 && has_pool(one)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::explain;
+
+    const BACKENDS: [&str; 2] = ["10.9.0.1", "10.7.0.1"];
+
+    /// 10.9.0.0/24 on `edge`, where the default router is; also 10.6.0.0/24 on `inside`.
+    fn routes(networks: &[(&str, &str)]) -> Routes {
+        let link = |(interface, network): &(&str, &str)| Link {
+            interface: (*interface).to_owned(),
+            network: network.parse().unwrap(),
+        };
+        let edge = link(&("edge", "10.9.0.0/24"));
+        let router: IpAddr = "10.9.0.253".parse().unwrap();
+        let way = |(address, router): (&str, Option<IpAddr>)| {
+            let link = edge.clone();
+            (address.parse().unwrap(), Way { link, router })
+        };
+        let ways = [
+            ("10.9.0.1", None),
+            ("10.9.0.2", None),
+            ("10.9.0.0", None),
+            ("10.9.0.64", None),
+            ("10.7.0.1", Some(router)),
+            ("10.8.0.0", Some(router)),
+            ("10.0.0.0", Some(router)),
+        ];
+        Routes {
+            links: networks.iter().map(link).collect(),
+            ways: ways.into_iter().map(way).collect(),
+            ..Routes::default()
+        }
+    }
+
+    const ONE: &[(&str, &str)] = &[("edge", "10.9.0.0/24")];
+    const TWO: &[(&str, &str)] = &[("edge", "10.9.0.0/24"), ("inside", "10.6.0.0/24")];
+
+    fn request(more: &Value) -> Request {
+        let mut object = json!({"name": "W", "destination_port": 80, "backends": BACKENDS});
+        let attributes = object.as_object_mut().unwrap();
+        attributes.extend(more.as_object().unwrap().clone());
+        Request::from_json(attributes.clone()).unwrap()
+    }
+
+    /// The warnings, shortened to the words of their reasons.
+    fn told(more: &Value, networks: &[(&str, &str)], post_routing: &str) -> Vec<&'static str> {
+        let request = request(more);
+        let dump = format!("*nat\n:POSTROUTING ACCEPT [0:0]\n{post_routing}COMMIT\n");
+        let tables = explain::read(dump.as_bytes(), None).unwrap();
+        let rewriting = Rewriting::new(&tables[0], |chain| request.name.owns(chain));
+        let routes = routes(networks);
+        let pools = request.pools();
+        let warnings = pools.flat_map(|(balancer, pool)| {
+            warnings(&request, balancer, pool, &routes, Some(&rewriting))
+        });
+        let word = |text: String| {
+            let words = ["neighbours", "default route", "router"];
+            let mut words = words.into_iter().filter(|word| text.contains(word));
+            words.next().unwrap()
+        };
+        warnings.map(word).collect()
+    }
+
+    #[test]
+    fn without_sources_only_one_network_is_judged() {
+        let both = ["default route", "router"];
+        for (more, networks, expected) in [
+            (json!({}), ONE, &both[..]),
+            (json!({"source": "0.0.0.0/0"}), ONE, &both),
+            (json!({}), TWO, &[]),
+            (json!({"source": "0.0.0.0/0"}), TWO, &[]),
+            (json!({"in_interface": "edge"}), TWO, &both),
+            (json!({"in_interface": "e+"}), TWO, &both),
+            (json!({"in_interface": "inside"}), TWO, &[]),
+            (json!({"in_interface": "elsewhere"}), ONE, &[]),
+            (json!({}), &[], &[]),
+        ] {
+            assert_eq!(told(&more, networks, ""), expected, "{more} {networks:?}");
+        }
+    }
+
+    #[test]
+    fn sources_come_from_their_networks() {
+        let near = ["neighbours", "router"];
+        let far = ["default route", "router"];
+        for (source, expected) in [
+            (json!("10.9.0.0/24"), &near[..]),
+            (json!("10.9.0.64/26"), &near),
+            (json!("10.8.0.0/24"), &far),
+            (json!(["10.8.0.0/24", "10.9.0.0/24"]), &near),
+            (json!("10.6.0.0/24"), &[]),
+            // It has both networks, of which either may be meant.
+            (json!("10.0.0.0/8"), &[]),
+            // Of this network nothing is known.
+            (json!("172.16.0.0/12"), &[]),
+        ] {
+            assert_eq!(
+                told(&json!({"source": source}), TWO, ""),
+                expected,
+                "{source}"
+            );
+        }
+        assert_eq!(told(&json!({"source": "10.0.0.0/8"}), ONE, ""), near);
+        let elsewhere = json!({"source": "10.9.0.0/24", "in_interface": "inside"});
+        assert_eq!(told(&elsewhere, TWO, ""), [""; 0]);
+    }
+
+    #[test]
+    fn a_rewritten_source_brings_answers_back() {
+        for more in [
+            json!({"masquerade": "balanced"}),
+            json!({"masquerade": "balanced", "out_interface": "edge"}),
+            json!({"masquerade": "all", "out_interface": "e+"}),
+        ] {
+            assert_eq!(told(&more, ONE, ""), [""; 0], "{more}");
+        }
+        let other = json!({"masquerade": "balanced", "out_interface": "inside"});
+        assert_eq!(told(&other, ONE, ""), ["default route", "router"]);
+        for (rule, expected) in [
+            ("-j MASQUERADE", &[][..]),
+            ("-o edge -j SNAT --to-source 10.9.0.254", &[]),
+            ("-j NETMAP --to 10.5.0.0/24", &[]),
+            ("-d 10.7.0.0/16 -j MASQUERADE", &["default route"]),
+            ("! -d 10.7.0.0/16 -j MASQUERADE", &["router"]),
+            ("-p tcp -m multiport --dports 79:80,443 -j MASQUERADE", &[]),
+            (
+                "-p tcp -m tcp --dport 443 -j MASQUERADE",
+                &["default route", "router"],
+            ),
+            ("-o inside -j MASQUERADE", &["default route", "router"]),
+            ("-s 10.1.0.0/16 -j MASQUERADE", &[]),
+            ("-j ACCEPT", &["default route", "router"]),
+            ("-j W/masq", &["default route", "router"]),
+        ] {
+            let rules =
+                format!(":W/masq - [0:0]\n-A W/masq -j MASQUERADE\n-A POSTROUTING {rule}\n");
+            assert_eq!(told(&json!({}), ONE, &rules), expected, "{rule}");
+        }
+        // Of containers on this host, such as Docker's, no client is one.
+        let containers = "-A POSTROUTING -s 10.6.0.0/24 ! -o docker0 -j MASQUERADE\n";
+        let edge = json!({"in_interface": "edge"});
+        assert_eq!(told(&edge, TWO, containers), ["default route", "router"]);
+        let near = json!({"source": "10.9.0.0/24"});
+        assert_eq!(told(&near, TWO, containers), ["neighbours", "router"]);
+    }
+
+    #[test]
+    fn thousands_of_backends_are_one_warning() {
+        let backends: Vec<String> = (0..2000)
+            .map(|n| format!("10.9.0.{}:{}", 1 + n % 2, n + 1000))
+            .collect();
+        let request = request(&json!({"backends": backends}));
+        let routes = routes(ONE);
+        let (balancer, pool) = request.pools().next().unwrap();
+        let warnings = warnings(&request, balancer, pool, &routes, None);
+        assert_eq!(
+            warnings,
+            [
+                "backends: clients come by the network of `10.9.0.1` and `10.9.0.2` (10.9.0.0/24 on `edge`), so answers do not pass this host \
+              unless the default route of the backends leads here, and clients drop them; \
+              `masquerade: balanced` brings them back"
+            ]
+        );
+    }
 }

@@ -26,6 +26,8 @@ use crate::request::{Balancer, Destination, Jump, Pool, Request, listed};
 pub(super) struct Surroundings<'a> {
     request: &'a Request,
     facts: Facts,
+    /// Rules of the other variant may rewrite sources too, and are not read.
+    is_half_known: bool,
     saves: Vec<(Family, Box<dyn PendingSave + 'a>)>,
 }
 
@@ -61,8 +63,10 @@ pub(super) fn begin<'a>(
     let mut surroundings = Surroundings {
         request,
         facts,
+        is_half_known: false,
         saves: Vec::new(),
     };
+    surroundings.is_half_known = surroundings.may_bypass() && host.other_variant_in_use();
     let families = Family::BOTH.into_iter();
     let families = families.filter(|family| surroundings.matter(*family, is_new));
     let begin = |family| Some((family, host.begin_save(family).ok()?));
@@ -83,11 +87,19 @@ impl Surroundings<'_> {
         })
     }
 
+    /// Returns true if answers may pass this host by, as far as routes tell.
+    fn may_bypass(&self) -> bool {
+        let routes = &self.facts.routes;
+        let mut pools = self.request.pools();
+        pools.any(|(balancer, pool)| bypass::may_be(self.request, balancer, pool, routes))
+    }
+
     /// The warnings about the state that an attempt leads to.
     pub(super) fn warnings(self, attempt: &Attempt) -> Vec<String> {
         let Self {
             request,
             facts,
+            is_half_known,
             saves,
         } = self;
         let mut found: Vec<_> = of_each(request, None, |_, pool| no_route(pool, &facts)).collect();
@@ -101,6 +113,7 @@ impl Surroundings<'_> {
             let neighbourhood = Neighbourhood {
                 request,
                 facts: &facts,
+                is_half_known,
                 family,
                 before_us: ["PREROUTING", "OUTPUT"].map(|chain| before_us(attempt, family, chain)),
                 nat: tables.iter().find(|table| table.table == Table::Nat),
@@ -134,11 +147,9 @@ pub(super) fn with_weight(pool: &Pool) -> impl Iterator<Item = Endpoint> {
 
 fn no_route(pool: &Pool, facts: &Facts) -> Option<String> {
     let is_lost = |endpoint: &Endpoint| facts.routes.unrouted.contains(&endpoint.address);
-    let mut lost: Vec<String> = with_weight(pool)
-        .filter(is_lost)
-        .map(|endpoint| endpoint.address.to_string())
-        .collect();
-    lost.dedup();
+    let lost = with_weight(pool).filter(is_lost);
+    let lost: BTreeSet<IpAddr> = lost.map(|endpoint| endpoint.address).collect();
+    let lost: Vec<String> = lost.iter().map(IpAddr::to_string).collect();
     (!lost.is_empty()).then(|| {
         format!(
             "backends: no route to {}, so connections to there fail; add one (`ip route add`), or leave the backend out",
@@ -177,6 +188,7 @@ fn forwarded(balancer: &Balancer, pool: &Pool, facts: &Facts) -> impl Iterator<I
 struct Neighbourhood<'a, 'b> {
     request: &'a Request,
     facts: &'b Facts,
+    is_half_known: bool,
     family: Family,
     /// The foreign rules before us in PREROUTING and in OUTPUT.
     before_us: [Option<usize>; 2],
@@ -196,7 +208,10 @@ impl<'a> Neighbourhood<'a, '_> {
         });
         let bypassed = of_each(self.request, Some(self.family), |balancer, pool| {
             let routes = &self.facts.routes;
-            bypass::warnings(self.request, balancer, pool, routes, rewriting.as_ref())
+            match self.is_half_known {
+                true => Vec::new(),
+                false => bypass::warnings(self.request, balancer, pool, routes, rewriting.as_ref()),
+            }
         });
         shadowed.chain(blocked).chain(bypassed).collect()
     }

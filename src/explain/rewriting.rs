@@ -3,19 +3,23 @@
 //!
 //! A rule that may match counts as the author's intention.
 
+use std::net::IpAddr;
+
 use ipnet::IpNet;
 
 use super::condition::{Condition, Meaning};
 use super::dump::WholeTable;
 use super::rule::{Rule, Way};
-use crate::netfilter::{Endpoint, interfaces_meet, network, rule::words};
+use crate::netfilter::{Ports, interfaces_meet, network, rule::words};
 
 /// A connection that leaves for a backend.
 pub struct Leaving<'a> {
     /// Its protocol.
     pub protocol: &'a str,
     /// Its destination, after DNAT.
-    pub to: Endpoint,
+    pub to: IpAddr,
+    /// The ports that it may have there.
+    pub ports: &'a Ports,
     /// The interface that it leaves by.
     pub interface: &'a str,
     /// Returns true if its source may be in a network.
@@ -90,8 +94,8 @@ impl Leaving<'_> {
     fn may_meet(&self, condition: &Condition) -> bool {
         match &condition.meaning {
             Meaning::Protocol(name) => name == self.protocol,
-            Meaning::Destination(network) => network.contains(&self.to.address),
-            Meaning::Ports(ports) => self.to.port.is_none_or(|port| ports.include(port)),
+            Meaning::Destination(network) => network.contains(&self.to),
+            Meaning::Ports(ports) => self.ports.meet(ports),
             Meaning::Source(network) => (self.may_come_from)(network),
             Meaning::Packet | Meaning::Other => self.may_meet_text(&condition.text),
         }
@@ -105,7 +109,7 @@ impl Leaving<'_> {
         let met = match text.split_once(' ') {
             Some(("-o", name)) => interfaces_meet(Some(name), Some(self.interface)),
             Some(("-d", to)) => match network(to) {
-                Some(network) => network.contains(&self.to.address),
+                Some(network) => network.contains(&self.to),
                 None => return true,
             },
             // The client and the backend are other hosts.

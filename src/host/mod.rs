@@ -22,6 +22,7 @@ mod routes;
 pub mod service;
 mod state_directory;
 mod system;
+mod whole_save;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -60,6 +60,7 @@ impl Routes {
     /// The ways to the addresses. Where rules choose between tables of routes, the way of
     /// a packet depends on more than its destination, so nothing is known; neither is
     /// anything before the network is up.
+    #[must_use]
     pub fn to(asked: &[IpAddr], addresses: &[InterfaceAddress]) -> Self {
         let mut routes = Self::default();
         let is_up = addresses.iter().any(|one| !one.address.is_loopback());
@@ -264,5 +265,102 @@ fn answered(answer: io::Result<Vec<u8>>) -> Route {
             router: attribute(&attributes, RTA_GATEWAY).and_then(netlink::address),
         },
         _ => Route::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attributes(all: &[(u16, &[u8])]) -> Vec<u8> {
+        let all = all
+            .iter()
+            .map(|(kind, value)| netlink::encoded(*kind, value));
+        all.collect::<Vec<_>>().concat()
+    }
+
+    #[test]
+    fn the_kernels_answer_is_an_interface_a_router_or_no_route() {
+        let two = 2_u32.to_ne_bytes();
+        let lo = LOOPBACK.to_ne_bytes();
+        let router = [10, 9, 0, 253];
+        let by = |router: Option<&str>| Route::By {
+            interface: 2,
+            router: router.map(|text| text.parse().unwrap()),
+        };
+        // `struct rta_cacheinfo`, in which only the error counts.
+        let info = |code: i32| [[0; 12].as_slice(), &code.to_ne_bytes(), &[0; 16]].concat();
+        for (answer, expected) in [
+            (Ok(attributes(&[(4, &two)])), by(None)),
+            (
+                Ok(attributes(&[(4, &two), (5, &router)])),
+                by(Some("10.9.0.253")),
+            ),
+            (Ok(attributes(&[(4, &two), (18, &router)])), Route::Unknown),
+            (Ok(attributes(&[(4, &lo)])), Route::Unknown),
+            (Ok(attributes(&[])), Route::Unknown),
+            (Ok(attributes(&[(4, &two), (12, &info(0))])), by(None)),
+            (Ok(attributes(&[(4, &two), (12, &info(-101))])), Route::None),
+            (Ok(attributes(&[(4, &two), (12, &info(-13))])), by(None)),
+            (Err(io::Error::from_raw_os_error(113)), Route::None),
+            (Err(io::Error::from_raw_os_error(1)), Route::Unknown),
+        ] {
+            let shown = format!("{answer:?}");
+            assert_eq!(answered(answer), expected, "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_way_is_by_the_network_that_has_the_next_hop() {
+        let link = |network: &str| Link {
+            interface: "edge".to_owned(),
+            network: network.parse().unwrap(),
+        };
+        let links = |all: &[&str]| {
+            let all = all.iter().map(|network| link(network)).collect();
+            Links(BTreeMap::from([(2, all)]))
+        };
+        let by = |links: &Links, to: &str, router: Option<&str>| {
+            let router = router.map(|text| text.parse().unwrap());
+            let way = links.way(2, to.parse().unwrap(), router)?;
+            assert_eq!(way.router, router);
+            Some(way.link.network.to_string())
+        };
+        let some = |text: &str| Some(text.to_owned());
+        let two = links(&["10.0.0.0/8", "10.9.0.0/24", "fd09::/64"]);
+        assert_eq!(by(&two, "10.9.0.1", None), some("10.9.0.0/24"));
+        assert_eq!(by(&two, "192.0.2.1", Some("10.1.0.1")), some("10.0.0.0/8"));
+        assert_eq!(by(&two, "192.0.2.1", None), None);
+        assert_eq!(by(&two, "fd07::1", Some("fe80::1")), some("fd09::/64"));
+        let more = links(&["fd09::/64", "2001:db8::/64"]);
+        assert_eq!(by(&more, "fd07::1", Some("fe80::1")), None);
+        assert_eq!(by(&more, "fd07::1", Some("fd09::fd")), some("fd09::/64"));
+        assert_eq!(two.way(3, "10.9.0.1".parse().unwrap(), None), None);
+    }
+
+    #[test]
+    fn an_address_has_the_network_of_the_other_end() {
+        let read = |prefix: u8, all: &[(u16, &[u8])]| {
+            let subject = [&[2, prefix, 0, 0], 7_u32.to_ne_bytes().as_slice()].concat();
+            let found = interface_address(Item {
+                subject: &subject,
+                attributes: &attributes(all),
+            })?;
+            assert_eq!(found.interface, 7);
+            Some((found.address.to_string(), found.network.to_string()))
+        };
+        let (own, other) = ([10, 9, 0, 254], [10, 9, 1, 1]);
+        let some = |address: &str, network: &str| Some((address.to_owned(), network.to_owned()));
+        assert_eq!(
+            read(24, &[(1, &own), (2, &own)]),
+            some("10.9.0.254", "10.9.0.0/24")
+        );
+        assert_eq!(
+            read(32, &[(1, &other), (2, &own)]),
+            some("10.9.0.254", "10.9.1.1/32")
+        );
+        assert_eq!(read(24, &[(1, &own)]), some("10.9.0.254", "10.9.0.0/24"));
+        assert_eq!(read(24, &[]), None);
+        assert_eq!(read(200, &[(1, &own)]), None);
     }
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use super::lock::xtables_held;
 use super::process::{Crashed, Finished, Process, Sink, drain_all};
 use super::programs::Programs;
+use super::whole_save::WholeSave;
 use super::{
     Dumps, Facts, Host, Lock, PendingRead, PendingSave, Query, Questions, ReplyFilter, Scope,
 };
@@ -216,8 +217,8 @@ impl Host for System {
         let may_have_rules = self.supports(family)
             && tables.any(|table| may_have_table(self.variant(), family, table));
         Ok(Box::new(match may_have_rules {
-            true => WholeSave(self.start_save(query)?),
-            false => WholeSave(None),
+            true => WholeSave::new(self.start_save(query)?),
+            false => WholeSave::new(None),
         }))
     }
 
@@ -352,20 +353,6 @@ impl Host for System {
     fn delete_connections(&self, family: Family, identifiers: &[Vec<u8>]) -> Result<()> {
         let ending = || format!("ending {} connections", family.title());
         conntrack::delete(family, identifiers).with_context(ending)
-    }
-}
-
-/// A whole dump; `None` where there is nothing to read.
-struct WholeSave(Option<Process>);
-
-impl PendingSave for WholeSave {
-    fn finish(self: Box<Self>) -> Result<Vec<u8>> {
-        let mut text = Vec::new();
-        if let Some(process) = self.0 {
-            let finished = process.drain(&mut |piece| text.extend_from_slice(piece));
-            finished?.success()?;
-        }
-        Ok(text)
     }
 }
 

@@ -42,6 +42,7 @@ pub(super) fn from_here(balancer: &Balancer, family: Family) -> Vec<Matches> {
 }
 
 /// The addresses of a host that mean itself.
+#[must_use]
 pub fn loopback(family: Family) -> IpNet {
     match family {
         Family::Ipv4 => IpNet::V4(Ipv4Net::new_assert([127, 0, 0, 0].into(), 8)),

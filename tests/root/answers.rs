@@ -4,7 +4,6 @@
 use serde_json::{Value, json};
 
 use crate::fronts::Front;
-use crate::gateway::ask;
 use crate::lab::{Namespace, VARIANTS, add_address, link};
 
 /// A gateway with one interface in the network 10.9.0.0/24, where a router, a client and
@@ -145,13 +144,21 @@ fn warnings(result: &Value) -> Vec<String> {
         .collect()
 }
 
-/// Clients get an answer of a backend, or none, in both families.
+/// A client gets the answer of a backend, or none, in both families.
 fn assert_answered(client: &Namespace, is_answered: bool, backends: [&str; 4], why: &str) {
+    let lab = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/lab.py");
     for (target, backends) in BALANCED.iter().zip(backends.chunks(2)) {
-        let answers = ask(client, "tcp", target, &[]);
+        let (count, patience) = match is_answered {
+            true => ("2", "2"),
+            false => ("1", "0.3"),
+        };
+        let arguments = [lab, "ask", "tcp", target, count, "--timeout", patience];
+        let answers = client.run(&[&["python3"], &arguments[..]].concat());
+        let mut answers: Vec<&str> = answers.lines().collect();
+        answers.sort_unstable();
         let expected = match is_answered {
-            true => backends.to_vec(),
-            false => vec!["TimeoutError"; 2],
+            true => backends,
+            false => &["TimeoutError"],
         };
         assert_eq!(answers, expected, "{why} {target}");
     }
@@ -211,6 +218,277 @@ fn answers_that_pass_the_gateway_by_are_warned_of_and_the_way_out_works() {
             let told = lab.told(&balancer(variant, backends, &with));
             assert_eq!(told, [""; 0], "{why}");
             assert_answered(client, true, backends, &why);
+            lab.forget(variant);
+        }
+    }
+}
+
+#[test]
+fn a_default_route_through_the_gateway_is_the_other_way_out() {
+    let lab = Roundabout::new();
+    for variant in VARIANTS {
+        let request = balancer(variant, NEAR, &json!({"source": FAR_CLIENTS}));
+        default_routes(&lab.near_servers, ["10.9.0.253", "fd09::fd"]);
+        assert_warned(&lab.told(&request), NEAR, THEIR_ROUTES);
+        assert_answered(&lab.far_client, false, NEAR, variant);
+        default_routes(&lab.near_servers, ["10.9.0.254", "fd09::fe"]);
+        assert_answered(&lab.far_client, true, NEAR, variant);
+        lab.forget(variant);
+    }
+}
+
+#[test]
+fn rules_that_rewrite_the_source_already_are_no_reason_to_warn() {
+    let lab = Roundabout::new();
+    for variant in VARIANTS {
+        let client = &lab.near_client;
+        let request = balancer(variant, FAR, &json!({}));
+        for (rule, is_rewritten) in [
+            ("-o edge -j MASQUERADE", true),
+            ("-m mark --mark 0x1 -j MASQUERADE", true),
+            ("-p tcp -j THEIRS", true),
+            ("-o other -j MASQUERADE", false),
+            ("! -o edge -j MASQUERADE", false),
+            ("-p udp -j THEIRS", false),
+            ("-m addrtype --src-type LOCAL -j MASQUERADE", false),
+            ("-p tcp -m tcp --dport 5309 -j MASQUERADE", false),
+        ] {
+            post_routing(&lab.gateway, variant, rule);
+            let told = lab.told(&request);
+            match is_rewritten {
+                true => assert_eq!(told, [""; 0], "{variant} {rule}"),
+                false => {
+                    assert_ne!(told, [""; 0], "{variant} {rule}");
+                    assert_warned(&told, FAR, ROUTER);
+                }
+            }
+            if !rule.contains("mark") {
+                assert_answered(client, is_rewritten, FAR, &format!("{variant} {rule}"));
+            }
+            lab.forget(variant);
+        }
+        for (far, rule) in [
+            (["10.7.0.0/24", "fd07::/64"], "-d FAR -j MASQUERADE"),
+            (["10.9.0.0/24", "fd09::/64"], "! -d FAR -j MASQUERADE"),
+            (["10.9.0.0/24", "fd09::/64"], "-s FAR -j MASQUERADE"),
+        ] {
+            for (program, far) in PROGRAMS.iter().zip(far) {
+                post_routing_of(&lab.gateway, program, variant, &rule.replace("FAR", far));
+            }
+            let with = json!({"source": NEAR_CLIENTS});
+            let told = lab.told(&balancer(variant, FAR, &with));
+            assert_eq!(told, [""; 0], "{variant} {rule}");
+            assert_answered(client, true, FAR, &format!("{variant} {rule}"));
+            lab.forget(variant);
+        }
+        for (far, rule) in [
+            (["10.9.0.0/24", "fd09::/64"], "-d FAR -j MASQUERADE"),
+            (["10.7.0.0/24", "fd07::/64"], "! -d FAR -j MASQUERADE"),
+            (["10.8.0.0/24", "fd08::/64"], "-s FAR -j MASQUERADE"),
+        ] {
+            for (program, far) in PROGRAMS.iter().zip(far) {
+                post_routing_of(&lab.gateway, program, variant, &rule.replace("FAR", far));
+            }
+            let with = json!({"source": NEAR_CLIENTS});
+            assert_warned(&lab.told(&balancer(variant, FAR, &with)), FAR, ROUTER);
+            assert_answered(client, false, FAR, &format!("{variant} {rule}"));
+            lab.forget(variant);
+        }
+        post_routing(&lab.gateway, variant, "-o other -j MASQUERADE");
+
+        // Our own rules: everything that leaves by the interface, or by another one.
+        let all = json!({"masquerade": "all", "out_interface": "edge"});
+        assert_eq!(lab.told(&balancer(variant, FAR, &all)), [""; 0]);
+        assert_answered(client, true, FAR, variant);
+        lab.forget(variant);
+        let other = json!({"masquerade": "balanced", "out_interface": "other"});
+        let told = lab.told(&balancer(variant, FAR, &other));
+        assert_warned(
+            &told,
+            FAR,
+            "`masquerade` rewrites only what leaves by `other`",
+        );
+        assert_answered(client, false, FAR, variant);
+        lab.forget(variant);
+
+        // Rules of the other variant may do it; they are warned of themselves.
+        post_routing(&lab.gateway, variant, "-j MASQUERADE");
+        let mut request = request;
+        request["variant"] = json!(VARIANTS.iter().find(|other| **other != variant));
+        let told = warnings(&lab.gateway.apply(&request));
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(
+            told[0].starts_with(&format!("there are rules of iptables-{variant} too")),
+            "{told:?}"
+        );
+        assert_answered(client, true, FAR, variant);
+        lab.forget(request["variant"].as_str().unwrap());
+        post_routing(&lab.gateway, variant, "");
+    }
+}
+
+const PROGRAMS: [&str; 2] = ["iptables", "ip6tables"];
+
+/// The only rule of both families that stands in POSTROUTING, or none.
+fn post_routing(gateway: &Namespace, variant: &str, rule: &str) {
+    for program in PROGRAMS {
+        post_routing_of(gateway, program, variant, rule);
+    }
+}
+
+fn post_routing_of(gateway: &Namespace, program: &str, variant: &str, rule: &str) {
+    let theirs = match rule {
+        "" => "",
+        _ => ":THEIRS - [0:0]\n-A THEIRS -j MASQUERADE\n",
+    };
+    let rule = match rule {
+        "" => String::new(),
+        rule => format!("-A POSTROUTING {rule}\n"),
+    };
+    let text = format!("*nat\n:POSTROUTING ACCEPT [0:0]\n{theirs}{rule}COMMIT\n");
+    let program = format!("{program}-{variant}-restore");
+    let output = gateway.feed(&[&program, "-w", "10"], &text);
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Clients that come by another interface, to which the router knows the way back.
+#[test]
+fn between_two_networks_the_gateway_is_on_the_way_back() {
+    let lab = Roundabout::new();
+    let client = Namespace::new("i");
+    client.forward(false);
+    link(&client, "wan", &lab.gateway, "inside");
+    addresses(&client, "wan", &["10.6.0.2/24", "fd06::2/64"]);
+    addresses(&lab.gateway, "inside", &["10.6.0.254/24", "fd06::fe/64"]);
+    default_routes(&client, ["10.6.0.254", "fd06::fe"]);
+    for (network, gateway) in [("10.6.0.0/24", "10.9.0.254"), ("fd06::/64", "fd09::fe")] {
+        for host in [&lab.router, &lab.near_servers] {
+            host.run(&["ip", "route", "add", network, "via", gateway]);
+        }
+    }
+    let inside = ["10.6.0.0/24", "fd06::/64"];
+    for variant in VARIANTS {
+        for backends in [NEAR, FAR] {
+            for more in [
+                json!({}),
+                json!({"in_interface": "inside"}),
+                json!({"source": inside}),
+                json!({"source": ["0.0.0.0/0", "::/0"]}),
+                // Of the networks here any may be meant.
+                json!({"source": ["10.0.0.0/8", "fd00::/8"]}),
+                json!({"source": NEAR_CLIENTS, "in_interface": "inside"}),
+            ] {
+                let why = format!("{variant} {backends:?} {more}");
+                assert_eq!(
+                    lab.told(&balancer(variant, backends, &more)),
+                    [""; 0],
+                    "{why}"
+                );
+                if !more.to_string().contains("fd09") {
+                    assert_answered(&client, true, backends, &why);
+                }
+                lab.forget(variant);
+            }
+            for more in [
+                json!({"source": NEAR_CLIENTS}),
+                json!({"source": FAR_CLIENTS}),
+                json!({"in_interface": "edge"}),
+                json!({"in_interface": "edg+"}),
+                json!({"source": ["10.0.0.0/8", "fd00::/8"], "in_interface": "edge"}),
+            ] {
+                let told = lab.told(&balancer(variant, backends, &more));
+                assert_warned(&told, backends, "`masquerade: balanced` brings them back");
+                lab.forget(variant);
+            }
+        }
+    }
+    // What comes in by the inside may take a table of its own.
+    for family in ["-4", "-6"] {
+        lab.gateway
+            .run(&["ip", family, "rule", "add", "iif", "inside", "table", "100"]);
+    }
+    let told = lab.told(&balancer("nft", FAR, &json!({"in_interface": "edge"})));
+    assert_eq!(told, [""; 0]);
+}
+
+#[test]
+fn backends_here_or_without_weight_are_not_warned_of() {
+    let lab = Roundabout::new();
+    let own = ["10.9.0.254:80", "[fd09::fe]:80"];
+    let drained = FAR.map(|address| format!("{address} weight=0"));
+    for backends in [json!(own), json!(drained)] {
+        let request = json!({
+            "name": "W", "variant": "nft", "destination_port": 5308, "backends": backends,
+        });
+        assert_eq!(lab.told(&request), [""; 0], "{request}");
+        lab.forget("nft");
+    }
+}
+
+#[test]
+fn in_a_set_one_warning_names_all_balancers_concerned() {
+    let lab = Roundabout::new();
+    let set = |more: Value| {
+        let mut set = json!({"name": "W", "variant": "nft", "balancers": [
+            {"name": "web", "destination_port": 80, "backends": FAR},
+            {"name": "alt", "destination_port": 8080, "backends": FAR},
+            {"name": "own", "destination_port": 5308, "backends": NEAR, "masquerade": "balanced"},
+        ]});
+        if !more.is_null() {
+            set["balancers"].as_array_mut().unwrap().push(more);
+        }
+        set
+    };
+    let told = lab.told(&set(Value::Null));
+    assert_eq!(told.len(), 2, "{told:?}");
+    for text in &told {
+        assert!(
+            text.starts_with("balancers `web` and `alt`: backends: "),
+            "{text}"
+        );
+    }
+    lab.forget("nft");
+    let all = json!({
+        "name": "all", "destination_port": 81, "backends": FAR, "masquerade": "all", "out_interface": "edge",
+    });
+    assert_eq!(lab.told(&set(all)), [""; 0]);
+}
+
+#[test]
+fn playbooks_and_policies_tell_it() {
+    let lab = Roundabout::new();
+    for front in [Front::Playbook, Front::Policy] {
+        for variant in VARIANTS {
+            let request = |more| {
+                let mut request = balancer(variant, FAR, &more);
+                request["destination_port"] = json!("5308");
+                request
+            };
+            let done = front.ask(&lab.gateway, &request(json!({})));
+            assert_eq!(done.outcome, Ok(true), "{front:?} {}", done.said);
+            // Ansible breaks the lines of a warning, and cf-agent has other quotes.
+            let said = |text: &str| {
+                let words: Vec<&str> = text.split_whitespace().collect();
+                words.join(" ").replace('`', "'")
+            };
+            for router in ["10.9.0.253", "fd09::fd"] {
+                let expected = format!("{ROUTER}'{router}'");
+                assert!(
+                    said(&done.said).contains(&expected),
+                    "{front:?} {}",
+                    done.said
+                );
+            }
+            assert_answered(&lab.near_client, false, FAR, variant);
+            lab.forget(variant);
+            let done = front.ask(&lab.gateway, &request(json!({"masquerade": "balanced"})));
+            assert_eq!(done.outcome, Ok(true), "{front:?} {}", done.said);
+            assert!(
+                !said(&done.said).contains(ROUTER),
+                "{front:?} {}",
+                done.said
+            );
+            assert_answered(&lab.near_client, true, FAR, variant);
             lab.forget(variant);
         }
     }

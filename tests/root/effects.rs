@@ -72,8 +72,8 @@ fn nothing_to_do_is_one_save_for_each_family_in_use() {
         let restore = format!("iptables-restore --noflush{}", lock(variant));
         assert_eq!(
             started(&namespace, &ipv4),
-            [&restore, "iptables-save -t nat", "iptables-save -c"],
-            "{variant}: no table, no need to read it; the rules around a new balancer are looked at"
+            [&restore, "iptables-save -t nat"],
+            "{variant}: no table, no need to read it, nor to look at the rules around it"
         );
         assert_eq!(
             started(&namespace, &ipv4),
@@ -89,6 +89,38 @@ fn nothing_to_do_is_one_save_for_each_family_in_use() {
             programs,
             ["ip6tables-save -t nat", "iptables-save -t nat"],
             "{variant}"
+        );
+    }
+}
+
+#[test]
+fn the_rules_around_a_new_balancer_are_read_before_it_is_written() {
+    for variant in VARIANTS {
+        let namespace = Namespace::new("p");
+        let program = format!("iptables-{variant}-restore");
+        namespace.restore(&program, "*nat\n-A PREROUTING -p udp -j ACCEPT\nCOMMIT\n");
+        let programs = started(&namespace, &hubs(variant, "10.9.0.1"));
+        let at = |name: &str| {
+            programs
+                .iter()
+                .position(|program| program.starts_with(name))
+        };
+        let around = at("iptables-save -c").filter(|at| programs[*at] == "iptables-save -c");
+        assert!(
+            around.is_some() && around < at("iptables-restore"),
+            "{programs:?}"
+        );
+        assert_eq!(
+            programs.last().unwrap(),
+            "iptables-save -t nat",
+            "{programs:?}"
+        );
+
+        // A balancer that is there already costs none.
+        let programs = started(&namespace, &hubs(variant, "10.9.0.1,10.9.0.2"));
+        assert!(
+            !programs.contains(&"iptables-save -c".to_owned()),
+            "{programs:?}"
         );
     }
 }

@@ -121,6 +121,94 @@ fn a_rule_before_the_balancer_that_takes_everything_is_named() {
 }
 
 #[test]
+fn a_rule_in_output_that_takes_the_connections_of_this_host_is_named() {
+    for variant in VARIANTS {
+        let lab = lab("tcp");
+        let gateway = &lab.gateway;
+        let ask_here = || ask(gateway, "tcp", "10.8.0.1:5308", &[])[0].clone();
+        let chains = ":OUTPUT ACCEPT [0:0]\n:ALL - [0:0]\n-A ALL -j DNAT --to-destination HERE\n";
+        let local = json!({"local_traffic": true});
+        for (rule, more) in [
+            (
+                "-p tcp -m tcp --dport 5000:6000 -j DNAT --to-destination HERE",
+                json!({}),
+            ),
+            ("! -d SELF -p tcp -j ALL", json!({})),
+            (
+                "-m addrtype --dst-type LOCAL -j ALL",
+                json!({"destination": "local"}),
+            ),
+            (
+                "-d OURS -j RETURN",
+                json!({"destination": ["10.8.0.1", "fd08::1"]}),
+            ),
+        ] {
+            load_output(gateway, variant, &format!("{chains}-A OUTPUT {rule}"));
+            let mut with = local.clone();
+            with.as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            let found = told(gateway, &balancer(variant, &with));
+            assert_eq!(found.len(), 2, "{variant} {rule} {found:?}");
+            for text in &found {
+                assert!(text.starts_with("`-A OUTPUT "), "{text}");
+                assert!(
+                    text.contains("takes all its connections of this host"),
+                    "{text}"
+                );
+            }
+            // Without `local_traffic` there is no jump rule in OUTPUT.
+            assert_eq!(
+                told(gateway, &balancer(variant, &more)),
+                [""; 0],
+                "{variant} {rule}"
+            );
+        }
+        let taken = format!("{chains}-A OUTPUT -p tcp -m tcp --dport 5000:6000 -j ALL");
+        load_output(gateway, variant, &taken);
+        gateway.apply(&balancer(variant, &local));
+        assert_eq!(ask_here(), "10.9.0.8 from 10.8.0.1", "{variant}");
+        gateway.apply(&json!({"name": "W", "variant": variant, "state": "absent"}));
+        let insert = balancer(variant, &json!({"local_traffic": true, "jump": "insert"}));
+        assert_eq!(told(gateway, &insert), [""; 0], "{variant}");
+        gateway.apply(&insert);
+        assert_eq!(ask_here(), "10.9.0.1 from 10.8.0.1", "{variant}");
+        gateway.apply(&json!({"name": "W", "variant": variant, "state": "absent"}));
+        for rule in [
+            "-p tcp -m tcp --dport 5309 -j ALL",
+            "-o back -p tcp -j ALL",
+            "-s OURS -p tcp -j ALL",
+            "! -d OURS -p tcp -j ALL",
+            "-m addrtype --dst-type LOCAL -j ALL",
+        ] {
+            load_output(gateway, variant, &format!("{chains}-A OUTPUT {rule}"));
+            assert_eq!(
+                told(gateway, &balancer(variant, &local)),
+                [""; 0],
+                "{variant} {rule}"
+            );
+        }
+    }
+}
+
+/// Loads rules of nat with addresses of this host in them.
+fn load_output(gateway: &Namespace, variant: &str, lines: &str) {
+    for (program, [here, ours, own]) in [
+        ("iptables", ["10.9.0.8", "10.8.0.1", "127.0.0.0/8"]),
+        ("ip6tables", ["fd09::8", "fd08::1", "::1"]),
+    ] {
+        let lines = lines
+            .replace("HERE", here)
+            .replace("OURS", ours)
+            .replace("SELF", own);
+        let text = format!("*nat\n{lines}\nCOMMIT\n");
+        let program = format!("{program}-{variant}-restore");
+        let output = gateway.feed(&[&program, "-w", "10"], &text);
+        assert!(output.status.success(), "{output:?}");
+    }
+}
+
+#[test]
 fn a_forward_chain_that_stops_what_is_balanced_is_named() {
     for variant in VARIANTS {
         let lab = lab("tcp");

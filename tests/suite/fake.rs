@@ -293,7 +293,7 @@ impl Host for Fake {
 }
 
 /// A whole dump that was read already.
-struct Saved(Vec<u8>);
+pub struct Saved(pub Vec<u8>);
 
 impl PendingSave for Saved {
     fn finish(self: Box<Self>) -> Result<Vec<u8>> {

@@ -11,7 +11,9 @@ use iptables_balance::converge::converge;
 use iptables_balance::converge::outcome::RunMode;
 use iptables_balance::converge::prefetch::Prefetch;
 use iptables_balance::diff;
-use iptables_balance::host::{Facts, Host, Lock, PendingRead, Query, Questions, ReplyFilter};
+use iptables_balance::host::{
+    Facts, Host, Lock, PendingRead, PendingSave, Query, Questions, ReplyFilter,
+};
 use iptables_balance::netfilter::ruleset::Ruleset;
 use iptables_balance::netfilter::{ConntrackEntry, Family, Name, Table, Variant};
 use iptables_balance::plan::Plan;
@@ -20,7 +22,7 @@ use iptables_balance::request::Request;
 use iptables_balance::restore::{Step, steps};
 use serde_json::Value;
 
-use crate::fake::Ready;
+use crate::fake::{Ready, Saved};
 use crate::spec::assert_fresh;
 
 /// A host that has nothing but an IPv4 dump.
@@ -49,8 +51,8 @@ impl Host for Recorded {
         Box::new(Ready(queries.into_iter().map(read).collect()))
     }
 
-    fn save(&self, _: Family) -> anyhow::Result<Vec<u8>> {
-        Ok(Vec::new())
+    fn begin_save<'a>(&'a self, _: Family) -> anyhow::Result<Box<dyn PendingSave + 'a>> {
+        Ok(Box::new(Saved(Vec::new())))
     }
 
     fn restore(&self, _: Family, _: &[u8], _: &mut dyn FnMut()) -> anyhow::Result<()> {
