@@ -40,6 +40,8 @@ const DUMPS: u64 = 60;
 pub enum Subsystem {
     /// Netfilter.
     Netfilter,
+    /// Netfilter, asked about all families at once: that of a message does not count.
+    NetfilterOfAllFamilies,
     /// Addresses.
     Addresses,
     /// Routes, and the rules that choose a table of routes.
@@ -50,7 +52,7 @@ impl Subsystem {
     /// The length of a message's subject in bytes.
     fn subject(self) -> usize {
         match self {
-            Self::Netfilter => 4,
+            Self::Netfilter | Self::NetfilterOfAllFamilies => 4,
             Self::Addresses => 8,
             Self::Routes => 12,
         }
@@ -127,7 +129,9 @@ impl Socket {
             SocketType::RAW,
             SocketFlags::CLOEXEC,
             match subsystem {
-                Subsystem::Netfilter => Some(netlink::NETFILTER),
+                Subsystem::Netfilter | Subsystem::NetfilterOfAllFamilies => {
+                    Some(netlink::NETFILTER)
+                }
                 Subsystem::Addresses | Subsystem::Routes => None,
             },
         )?;
@@ -299,7 +303,10 @@ fn encode(subsystem: Subsystem, message: Message, flags: u16) -> Vec<u8> {
     bytes.extend(flags.to_ne_bytes());
     bytes.extend(1_u32.to_ne_bytes());
     bytes.extend(0_u32.to_ne_bytes());
-    bytes.push(protocol_family(message.family));
+    bytes.push(match subsystem {
+        Subsystem::NetfilterOfAllFamilies => 0,
+        _ => protocol_family(message.family),
+    });
     bytes.resize(start, 0);
     bytes.extend(message.attributes);
     bytes
