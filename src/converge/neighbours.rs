@@ -66,21 +66,13 @@ pub(super) fn begin<'a>(
         is_half_known: false,
         saves: Vec::new(),
     };
-    surroundings.is_half_known = surroundings.may_bypass() && has_other_rules(host);
+    surroundings.is_half_known =
+        surroundings.may_bypass() && (host.other_variant_in_use() || host.hides_source_nat());
     let families = Family::BOTH.into_iter();
     let families = families.filter(|family| surroundings.matter(*family, is_new));
     let begin = |family| Some((family, host.begin_save(family).ok()?));
     surroundings.saves = families.filter_map(begin).collect();
     Some(surroundings)
-}
-
-/// Returns true if there may be rules that rewrite sources and are not in the dumps.
-fn has_other_rules(host: &impl Host) -> bool {
-    let hidden = Questions {
-        hidden_source_nat: true,
-        ..Questions::default()
-    };
-    host.other_variant_in_use() || host.facts(&hidden).hidden_source_nat
 }
 
 impl Surroundings<'_> {

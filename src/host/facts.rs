@@ -6,7 +6,6 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use super::nftables;
 use super::routes::{self, InterfaceAddress, Routes};
 use crate::netfilter::{Family, Protocol};
 
@@ -27,8 +26,6 @@ pub struct Facts {
     pub untracked: BTreeSet<Protocol>,
     /// The ways to the addresses of the question.
     pub routes: Routes,
-    /// Rules that `nft` made and iptables does not show rewrite sources.
-    pub hidden_source_nat: bool,
 }
 
 /// The facts to find out; a usual request needs few.
@@ -46,8 +43,6 @@ pub struct Questions {
     pub tracking: BTreeSet<Protocol>,
     /// Find the ways to these addresses.
     pub routes: Vec<IpAddr>,
-    /// Find out if rules rewrite sources that iptables does not show.
-    pub hidden_source_nat: bool,
 }
 
 impl Questions {
@@ -100,8 +95,6 @@ pub fn facts(questions: &Questions) -> Facts {
         forwarding_somewhere: families.filter(forwards).collect(),
         untracked: tracking.filter(|one| is_untracked(*one)).collect(),
         routes: Routes::to(&questions.routes, &addresses),
-        hidden_source_nat: questions.hidden_source_nat
-            && nftables::rewrites_sources() == Some(true),
     }
 }
 

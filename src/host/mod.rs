@@ -137,6 +137,9 @@ pub trait Host {
     /// packet.
     fn other_variant_in_use(&self) -> bool;
 
+    /// Returns true if rules of nftables rewrite sources that iptables does not show.
+    fn hides_source_nat(&self) -> bool;
+
     /// Answers the questions.
     fn facts(&self, questions: &Questions) -> Facts;
 

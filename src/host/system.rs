@@ -216,10 +216,8 @@ impl Host for System {
         let mut tables = [Table::Nat, Table::Filter].into_iter();
         let may_have_rules = self.supports(family)
             && tables.any(|table| may_have_table(self.variant(), family, table));
-        Ok(Box::new(match may_have_rules {
-            true => WholeSave::new(self.start_save(query)?),
-            false => WholeSave::new(None),
-        }))
+        let process = may_have_rules.then(|| self.start_save(query)).transpose()?;
+        Ok(Box::new(WholeSave::new(process.flatten())))
     }
 
     fn restore(
@@ -286,6 +284,10 @@ impl Host for System {
             Variant::Legacy => legacy_rules(family),
             Variant::Nft => nftables::has_iptables_rules(family).unwrap_or(false),
         })
+    }
+
+    fn hides_source_nat(&self) -> bool {
+        nftables::rewrites_sources() == Some(true)
     }
 
     fn facts(&self, questions: &Questions) -> Facts {

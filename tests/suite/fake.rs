@@ -210,6 +210,10 @@ impl Host for Fake {
         false
     }
 
+    fn hides_source_nat(&self) -> bool {
+        false
+    }
+
     fn facts(&self, _: &Questions) -> Facts {
         Facts::default()
     }

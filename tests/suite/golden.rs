@@ -67,6 +67,10 @@ impl Host for Recorded {
         false
     }
 
+    fn hides_source_nat(&self) -> bool {
+        false
+    }
+
     fn facts(&self, _: &Questions) -> Facts {
         Facts::default()
     }
