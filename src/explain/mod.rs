@@ -348,10 +348,15 @@ impl Explainer<'_> {
             context: context.clone(),
         });
         let protocols = self.protocols(within);
-        let mut seen = HashSet::new();
+        // A condition of the rule that leads here is met with or without a second one in the chain.
+        let mut seen: HashSet<BTreeSet<u32>> = HashSet::new();
+        let all = |class: &Class| {
+            let conditions = class.conditions.iter().chain(&class.context);
+            conditions.copied().collect()
+        };
         classes
             .flat_map(|class| self.by_protocol(class, &protocols))
-            .filter(|class| seen.insert(class.clone()))
+            .filter(|class| seen.insert(all(class)))
             .collect()
     }
 

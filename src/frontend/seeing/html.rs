@@ -1,8 +1,12 @@
 //! An explanation as one page that needs no network.
 //!
-//! The picture is the page's own text: nested lists, whose bars are as wide as the
-//! shares. So it prints, folds, and reads well aloud. The script only sorts, searches and
-//! unfolds; without it everything is there.
+//! 1. The picture is the page's own text: a list of rules, each with a bar. So it folds, prints, and
+//!    reads well aloud. Text never lies on a bar, so its contrast does not depend on a share.
+//! 2. The script only sorts, searches and unfolds. Without it everything is there.
+//! 3. Names and comments are the work of others. `maud` escapes them, and the policy of the page
+//!    runs no other script than its own and loads nothing.
+
+use std::collections::HashMap;
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -10,6 +14,16 @@ use crate::explain::{Choice, ExplainedChain, Explanation, Finding, ShownStep};
 
 /// Longer lists are folded.
 const MANY: usize = 40;
+
+/// The rules before a fold.
+const FIRST: usize = 8;
+
+/// With more chains than this all but the first one are folded.
+const MANY_CHAINS: usize = 8;
+
+/// The content security policy. The hash is that of `page.js`; after a change of the script the console of a browser names it.
+const POLICY: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; \
+     script-src 'sha256-i2IanuYltYYHP7ECXjipX3UXBhPKSvwQjraO6t2cO0w='";
 
 /// The page.
 #[must_use]
@@ -20,6 +34,7 @@ pub fn page(explanation: &Explanation) -> String {
         html lang="en" {
             head {
                 meta charset="utf-8";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 title { "Who gets which connections" }
@@ -29,7 +44,7 @@ pub fn page(explanation: &Explanation) -> String {
                 a.skip href="#chains" { "Skip to the chains" }
                 header {
                     h1 { "Who gets which connections" }
-                    p { (summary(explanation)) }
+                    (summary(explanation))
                     @if chains.len() > 1 { (contents(chains)) }
                 }
                 main id="chains" tabindex="-1" {
@@ -37,7 +52,7 @@ pub fn page(explanation: &Explanation) -> String {
                     @if !explanation.findings.is_empty() {
                         section.chain aria-labelledby="others" {
                             h2 id="others" { "Other mistakes" }
-                            (findings(&explanation.findings))
+                            (findings("others", &explanation.findings, &[]))
                         }
                     }
                 }
@@ -49,21 +64,25 @@ pub fn page(explanation: &Explanation) -> String {
     page.into_string()
 }
 
-fn summary(explanation: &Explanation) -> String {
+fn summary(explanation: &Explanation) -> Markup {
     let chains = &explanation.chains;
     let found: usize = chains.iter().map(|chain| chain.findings.len()).sum();
     let found = found + explanation.findings.len();
-    let chains = match chains.len() {
-        0 => "No chain shares out connections".to_owned(),
-        1 => "1 chain shares out connections".to_owned(),
-        many => format!("{many} chains share out connections"),
-    };
-    let found = match found {
-        0 => "no known mistake".to_owned(),
-        1 => "1 mistake".to_owned(),
-        many => format!("{many} mistakes"),
-    };
-    format!("{chains}; {found}.")
+    html! {
+        p.summary {
+            @match chains.len() {
+                0 => "No chain shares out connections",
+                1 => "1 chain shares out connections",
+                many => { (many) " chains share out connections" },
+            }
+            " "
+            @match found {
+                0 => span.right { "no known mistake" },
+                1 => span.wrong { "1 mistake" },
+                many => span.wrong { (many) " mistakes" },
+            }
+        }
+    }
 }
 
 fn contents(chains: &[ExplainedChain]) -> Markup {
@@ -75,7 +94,11 @@ fn contents(chains: &[ExplainedChain]) -> Markup {
                     @for (number, chain) in chains.iter().enumerate() {
                         li {
                             a href=(format!("#chain-{number}")) { (chain.chain) }
-                            @if !chain.findings.is_empty() { " " span.badge { (chain.findings.len()) " !" } }
+                            @match chain.findings.len() {
+                                0 => "",
+                                1 => { " " span.wrong { "1 mistake" } },
+                                many => { " " span.wrong { (many) " mistakes" } },
+                            }
                         }
                     }
                 }
@@ -87,7 +110,7 @@ fn contents(chains: &[ExplainedChain]) -> Markup {
 fn of_chain(number: usize, chain: &ExplainedChain) -> Markup {
     let id = format!("chain-{number}");
     html! {
-        section.chain id=(id) aria-labelledby=(format!("{id}-name")) {
+        section.chain.many[chain.shares.len() > MANY] id=(id) tabindex="-1" aria-labelledby=(format!("{id}-name")) {
             h2 id=(format!("{id}-name")) {
                 span.name { (chain.chain) } " "
                 small { (chain.family.title()) ", table " (chain.table.as_str()) @if !chain.conditions.is_empty() { ", connections with " code { (chain.conditions.join(" ")) } } }
@@ -96,15 +119,15 @@ fn of_chain(number: usize, chain: &ExplainedChain) -> Markup {
                 div { dt { "destinations" } dd { (chain.shares.len()) } }
                 div { dt { "decided by" } dd { (choices(chain)) } }
                 div { dt { "rules visited" } dd { (format!("{:.2}", chain.visits)) } }
-                div { dt { "to nobody" } dd { (percent(chain.unmatched)) } }
+                div.lost[chain.unmatched > 0.0] { dt { "to nobody" } dd { (percent(chain.unmatched)) } }
                 @if let Some(p_value) = chain.p_value { div { dt { "fit of the counters (p)" } dd { (format!("{p_value:.4}")) } } }
                 @if let Some(deviation) = chain.deviation {
                     div { dt { "off by, at most" } dd { (format!("{:.1} of {:.1}", deviation.found, deviation.bound)) } }
                 }
             }
-            @if !chain.findings.is_empty() { (findings(&chain.findings)) }
+            @if !chain.findings.is_empty() { (findings(&id, &chain.findings, &chain.steps)) }
             h3 { "The way of a connection" }
-            (way(chain))
+            (way(&id, chain))
             h3 id=(format!("{id}-shares")) { "Shares" }
             (table(&id, chain))
         }
@@ -124,24 +147,43 @@ fn choices(chain: &ExplainedChain) -> String {
     }
 }
 
+/// A percentage; a small share keeps two digits that count.
 fn percent(share: f64) -> String {
-    let text = format!("{:.2}", share * 100.0);
+    let share = share * 100.0;
+    let digits = match share {
+        small if small > 0.0 && small < 0.0095 => 5,
+        small if small > 0.0 && small < 0.95 => 3,
+        _ => 2,
+    };
+    let text = format!("{share:.digits$}");
     let text = text.trim_end_matches('0').trim_end_matches('.');
-    format!("{text} %")
+    format!("{text}\u{a0}%")
 }
 
-fn findings(findings: &[Finding]) -> Markup {
+/// The mistakes; those at a rule of the picture lead there.
+fn findings(id: &str, findings: &[Finding], steps: &[ShownStep]) -> Markup {
     html! {
-        ul.findings {
-            @for finding in findings {
-                li {
+        ul.findings aria-label="Mistakes" {
+            @for (at, finding) in findings.iter().enumerate() {
+                li id=(format!("{id}-mistake-{at}")) tabindex="-1" {
                     p { strong { (finding.code.as_str()) } " " (with_code(&finding.message)) "." }
                     p { "Instead: " (with_code(&finding.advice)) "." }
-                    code { @if let Some(line) = finding.line { "line " (line) ": " } (finding.rule) }
+                    @let rule = html! { code { @if let Some(line) = finding.line { "line " (line) ": " } (finding.rule) } };
+                    @match steps.iter().position(|step| is_at(finding, step)) {
+                        Some(step) => a href=(format!("#{id}-rule-{step}")) { (rule) },
+                        None => (rule),
+                    }
                 }
             }
         }
     }
+}
+
+fn is_at(finding: &Finding, step: &ShownStep) -> bool {
+    let rule = finding.rule.strip_prefix("-A ");
+    let rule = rule.and_then(|rule| rule.strip_prefix(step.chain.as_str()));
+    rule.and_then(|rule| rule.strip_prefix(' ')) == Some(&step.rule)
+        && finding.line.is_none_or(|line| line == step.line)
 }
 
 /// Text in which backticks enclose code.
@@ -153,66 +195,181 @@ fn with_code(text: &str) -> Markup {
     }
 }
 
-/// The rules on the way, chain by chain.
-fn way(chain: &ExplainedChain) -> Markup {
-    let mut chains: Vec<(&str, Vec<&ShownStep>)> = Vec::new();
-    for step in &chain.steps {
-        match chains.last_mut() {
-            Some((name, steps)) if *name == step.chain => steps.push(step),
-            _ => chains.push((&step.chain, vec![step])),
+/// A rule of the picture.
+struct Bar<'a> {
+    step: &'a ShownStep,
+    /// Its place on the way.
+    number: usize,
+    /// The share that stopped before it. Its bar begins there.
+    before: f64,
+}
+
+/// The rules of each chain in turn. The bar of a chain's first rule begins where that of the rule
+/// begins that leads there.
+fn bars(steps: &[ShownStep]) -> Vec<(&str, Vec<Bar<'_>>)> {
+    let mut begins: HashMap<&str, f64> = HashMap::new();
+    let mut chains: Vec<(&str, Vec<Bar>)> = Vec::new();
+    for (number, step) in steps.iter().enumerate() {
+        if chains.last().is_none_or(|(name, _)| *name != step.chain) {
+            chains.push((&step.chain, Vec::new()));
         }
+        let Some((_, bars)) = chains.last_mut() else {
+            continue;
+        };
+        let reached = bars.first().map_or(step.arriving, |bar| bar.step.arriving);
+        let begin = begins.get(step.chain.as_str()).copied().unwrap_or(0.0);
+        let before = (begin + reached - step.arriving).clamp(0.0, (1.0 - step.arriving).max(0.0));
+        if step.is_chain {
+            begins.entry(&step.target).or_insert(before);
+        }
+        bars.push(Bar {
+            step,
+            number,
+            before,
+        });
     }
+    chains
+}
+
+/// The rules on the way, chain by chain.
+fn way(id: &str, chain: &ExplainedChain) -> Markup {
+    let chains = bars(&chain.steps);
+    let (shown, folded) = chains.split_at(if chains.len() > MANY_CHAINS { 1 } else { chains.len() });
+    let rules: usize = folded.iter().map(|(_, bars)| bars.len()).sum();
+    let leads_on = chain.steps.iter().any(|step| step.is_chain);
+    let picture = Picture {
+        id,
+        chain,
+        numbers: chains
+            .iter()
+            .enumerate()
+            .map(|(number, (name, _))| (*name, number))
+            .collect(),
+    };
     html! {
+        p.legend {
+            "Each bar is a rule: "
+            span.taken { "takes" } " "
+            @if leads_on { span.onward { "leads to a chain" } " " }
+            span.rest { "leaves for the next rule" }
+            @if chain.unmatched > 0.0 { " " span.nobody { "nobody" } }
+        }
         div.way {
-            ol.jumps {
-                @for jump in chain.jumps.iter().take(4) { li { code { (jump) } } }
-                @if chain.jumps.len() > 4 { li { (chain.jumps.len() - 4) " more rules lead here" } }
-                @if chain.jumps.is_empty() { li { "No rule leads here." } }
-            }
-            @for (at, (name, steps)) in chains.iter().enumerate() {
-                details open[at < 8 && steps.len() <= MANY] {
-                    summary { span.name { (name) } " " small { (steps.len()) @if steps.len() == 1 { " rule" } @else { " rules" } } }
-                    ol.steps { @for step in steps { (of_step(chain, step)) } }
+            (origin(chain))
+            @for (name, bars) in shown { (picture.of_bars(name, bars, true)) }
+            @if !folded.is_empty() {
+                details.more {
+                    summary { (folded.len()) " more chains, " (rules) " rules" }
+                    @for (name, bars) in folded { (picture.of_bars(name, bars, false)) }
                 }
             }
             @if chain.unmatched > 0.0 {
-                p.step.nobody style=(width(chain.unmatched)) { span.share { (percent(chain.unmatched)) } " " span.target { "nobody: falls through" } }
+                p.step.nobody style=(place(1.0 - chain.unmatched, chain.unmatched, 0.0)) {
+                    b { (percent(chain.unmatched)) } " " span.to { "nobody: falls through" }
+                }
             }
         }
     }
 }
 
-fn of_step(chain: &ExplainedChain, step: &ShownStep) -> Markup {
-    let rule = format!("-A {} {}", step.chain, step.rule);
-    let mut marks = chain.findings.iter().filter(|finding| finding.rule == rule);
-    let mark = marks.next();
+/// The rules that lead to the chain.
+fn origin(chain: &ExplainedChain) -> Markup {
     html! {
-        li.step.chain-step[step.is_chain].marked[mark.is_some()] style=(width(step.taken)) {
-            span.share { (percent(step.taken)) } " "
-            span.target { @if step.is_chain { "chain " } (step.target) } " "
-            @if let Some(mark) = mark { span.badge { (mark.code.as_str()) } " " }
-            small { "of " (percent(step.arriving)) " that reach it" }
-            code { (rule) }
+        ol.jumps aria-label="From" {
+            @for jump in chain.jumps.iter().take(4) { li { code { (jump) } } }
+            @if chain.jumps.len() > 4 { li { (chain.jumps.len() - 4) " more rules lead here" } }
+            @if chain.jumps.is_empty() {
+                @match chain.chain.as_str() {
+                    "PREROUTING" => li { "New connections from other hosts begin here." },
+                    "OUTPUT" => li { "New connections of this host begin here." },
+                    "INPUT" | "POSTROUTING" => li { "New connections pass here." },
+                    _ => li { "No rule leads here." },
+                }
+            }
         }
     }
 }
 
-fn width(share: f64) -> String {
-    format!("--share:{:.4}%", share.clamp(0.0, 1.0) * 100.0)
+/// The picture of one chain and those below it.
+struct Picture<'a> {
+    /// The anchor of the section.
+    id: &'a str,
+    chain: &'a ExplainedChain,
+    /// The place of each chain on the way.
+    numbers: HashMap<&'a str, usize>,
+}
+
+impl Picture<'_> {
+    fn of_bars(&self, name: &str, bars: &[Bar<'_>], is_open: bool) -> Markup {
+        let shown = if bars.len() > MANY { FIRST } else { bars.len() };
+        let (shown, folded) = bars.split_at(shown);
+        html! {
+            details open[is_open] {
+                summary id=[self.anchor(name)] { span.name { (name) } " " small { (bars.len()) @if bars.len() == 1 { " rule" } @else { " rules" } } }
+                ol.steps { @for bar in shown { (self.of_bar(bar)) } }
+                @if !folded.is_empty() {
+                    details.more {
+                        summary { (folded.len()) " more rules" }
+                        ol.steps start=(shown.len() + 1) { @for bar in folded { (self.of_bar(bar)) } }
+                    }
+                }
+            }
+        }
+    }
+
+    fn anchor(&self, name: &str) -> Option<String> {
+        let number = self.numbers.get(name)?;
+        Some(format!("{}-part-{number}", self.id))
+    }
+
+    fn of_bar(&self, bar: &Bar<'_>) -> Markup {
+        let (id, step) = (self.id, bar.step);
+        let marks = self.chain.findings.iter().enumerate();
+        let marks: Vec<_> = marks.filter(|(_, finding)| is_at(finding, step)).collect();
+        let anchor = (!marks.is_empty()).then(|| format!("{id}-rule-{}", bar.number));
+        let tabindex = anchor.as_ref().map(|_| "-1");
+        html! {
+            li.step.onward[step.is_chain].nothing[step.taken <= 0.0].marked[!marks.is_empty()] id=[anchor] tabindex=[tabindex] style=(place(bar.before, step.taken, step.arriving)) {
+                b { (percent(step.taken)) } " "
+                span.to {
+                    @match self.anchor(&step.target).filter(|_| step.is_chain) {
+                        Some(anchor) => a href=(format!("#{anchor}")) { "chain " (step.target) },
+                        None if step.is_chain => { "chain " (step.target) },
+                        None => (step.target),
+                    }
+                }
+                " "
+                @for (at, mark) in marks { a.wrong href=(format!("#{id}-mistake-{at}")) { (mark.code.as_str()) } " " }
+                small { "of " (percent(step.arriving)) " that reach it" }
+                " " code { "-A " (step.chain) " " (step.rule) }
+            }
+        }
+    }
+}
+
+/// The ends of a bar: `--a` to `--b` is taken, `--b` to `--c` is left.
+fn place(before: f64, taken: f64, arriving: f64) -> String {
+    let [a, b, c] = [before, before + taken, before + arriving.max(taken)]
+        .map(|end| end.clamp(0.0, 1.0) * 100.0);
+    format!("--a:{a:.2}%;--b:{b:.2}%;--c:{c:.2}%")
 }
 
 fn table(id: &str, chain: &ExplainedChain) -> Markup {
     let has_packets = chain.shares.iter().any(|share| share.packets.is_some());
+    let largest = chain.shares.iter().map(|share| share.share);
+    let largest = largest.fold(chain.unmatched, f64::max);
+    let bar = |share: f64| format!("--b:{:.2}%", (share / largest).clamp(0.0, 1.0) * 100.0);
     html! {
         @if chain.shares.len() > 8 {
-            p.search {
-                label for=(format!("{id}-search")) { "Search" } " "
-                input type="search" id=(format!("{id}-search")) data-table=(format!("{id}-table"));
-                " " output for=(format!("{id}-search")) aria-live="polite" {}
+            // The script shows it: without the script it would not work.
+            p.search hidden {
+                label for=(format!("{id}-search")) { "Search destinations" } " "
+                input type="search" id=(format!("{id}-search")) autocomplete="off" spellcheck="false" aria-controls=(format!("{id}-table"));
             }
         }
+        p.news.unseen[chain.shares.len() <= 8] id=(format!("{id}-news")) role="status" {}
         div.scroll tabindex="0" role="region" aria-labelledby=(format!("{id}-shares")) {
-            table.sortable id=(format!("{id}-table")) {
+            table.sortable id=(format!("{id}-table")) aria-labelledby=(format!("{id}-shares {id}-name")) data-news=(format!("{id}-news")) data-search=(format!("{id}-search")) {
                 thead {
                     tr {
                         th scope="col" { "destination" }
@@ -225,13 +382,23 @@ fn table(id: &str, chain: &ExplainedChain) -> Markup {
                     @for share in &chain.shares {
                         tr {
                             th scope="row" { (share.destination) }
-                            td.number.bar data-value=(share.share) style=(width(share.share)) { (percent(share.share)) }
+                            td.number.bar data-value=(share.share) style=(bar(share.share)) { (percent(share.share)) }
                             td.number data-value=(share.share) { (share.fraction.as_deref().unwrap_or("")) }
                             @if has_packets {
                                 td.number data-value=(share.packets.unwrap_or(0)) {
                                     @if let Some(packets) = share.packets { (packets) }
                                 }
                             }
+                        }
+                    }
+                }
+                @if chain.unmatched > 0.0 {
+                    tfoot {
+                        tr {
+                            th scope="row" { "nobody" }
+                            td.number.bar.nobody style=(bar(chain.unmatched)) { (percent(chain.unmatched)) }
+                            td {}
+                            @if has_packets { td {} }
                         }
                     }
                 }
