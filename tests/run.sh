@@ -10,11 +10,12 @@ oldest=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 packages=(
   iptables nftables iproute2 procps python3 python3-venv ansible-core cfengine3 conntrack strace util-linux prometheus
   openssh-server openssh-client sudo git binutils lintian rpm man-db zsh fish tcsh systemd keepalived
-  qemu-user-static libc6-arm64-cross
+  qemu-user-static libc6-arm64-cross chromium poppler-utils
   "rustc-web=$oldest*" "libstd-rust-web-dev=$oldest*"
 )
 programs=(iptables-save nft ip sysctl python3 ansible-playbook cf-agent conntrack promtool strace script setpriv flock unshare
-  sshd sudo git objdump lintian rpm man zsh fish tcsh systemd-analyze keepalived qemu-aarch64-static)
+  sshd sudo git objdump lintian rpm man zsh fish tcsh systemd-analyze keepalived qemu-aarch64-static
+  chromium pdfinfo pdftotext)
 missing=0
 for program in "${programs[@]}"; do command -v "$program" >/dev/null || missing=1; done
 python3 -c 'import ensurepip' 2>/dev/null || missing=1

@@ -549,6 +549,18 @@ fn odd_weights_are_no_mistake() {
     }
 }
 
+/// Rules that only lead on do not repeat the protocol of the jump rule.
+#[test]
+fn a_tree_of_this_program_is_explained_once() {
+    use iptables_balance::converge::outcome::RunMode;
+    let backends = (1..=60).map(|number| json!({"address": format!("10.9.0.{number}")}));
+    let value = json!({"name": "W", "destination_port": 80, "layout": "tree", "backends": backends.collect::<Vec<_>>()});
+    let host = Fake::new(Model::new(false), Model::new(true));
+    property::run(&host, &value, RunMode::Apply);
+    let dump = host.model(Family::Ipv4).lock().unwrap().save();
+    assert_eq!(explained(&dump).chains.len(), 1, "{dump}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 

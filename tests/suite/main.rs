@@ -15,6 +15,7 @@
 )]
 
 mod bpf;
+mod browser;
 mod dice;
 mod explain;
 mod fake;
@@ -24,6 +25,7 @@ mod golden;
 mod hash;
 mod manual;
 mod model;
+mod page;
 mod property;
 mod sets;
 mod spec;

@@ -25,6 +25,9 @@ const MANY_CHAINS: usize = 8;
 const POLICY: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; \
      script-src 'sha256-i2IanuYltYYHP7ECXjipX3UXBhPKSvwQjraO6t2cO0w='";
 
+/// Longer destinations need wider columns on paper: `255.255.255.255:65535`.
+const WIDE: usize = 21;
+
 /// The page.
 #[must_use]
 pub fn page(explanation: &Explanation) -> String {
@@ -234,7 +237,11 @@ fn bars(steps: &[ShownStep]) -> Vec<(&str, Vec<Bar<'_>>)> {
 /// The rules on the way, chain by chain.
 fn way(id: &str, chain: &ExplainedChain) -> Markup {
     let chains = bars(&chain.steps);
-    let (shown, folded) = chains.split_at(if chains.len() > MANY_CHAINS { 1 } else { chains.len() });
+    let (shown, folded) = chains.split_at(if chains.len() > MANY_CHAINS {
+        1
+    } else {
+        chains.len()
+    });
     let rules: usize = folded.iter().map(|(_, bars)| bars.len()).sum();
     let leads_on = chain.steps.iter().any(|step| step.is_chain);
     let picture = Picture {
@@ -340,7 +347,7 @@ impl Picture<'_> {
                 }
                 " "
                 @for (at, mark) in marks { a.wrong href=(format!("#{id}-mistake-{at}")) { (mark.code.as_str()) } " " }
-                small { "of " (percent(step.arriving)) " that reach it" }
+                small { "of " (percent(step.arriving)) i { " that reach it" } }
                 " " code { "-A " (step.chain) " " (step.rule) }
             }
         }
@@ -356,6 +363,11 @@ fn place(before: f64, taken: f64, arriving: f64) -> String {
 
 fn table(id: &str, chain: &ExplainedChain) -> Markup {
     let has_packets = chain.shares.iter().any(|share| share.packets.is_some());
+    let is_wide = has_packets
+        || chain
+            .shares
+            .iter()
+            .any(|share| share.destination.len() > WIDE);
     let largest = chain.shares.iter().map(|share| share.share);
     let largest = largest.fold(chain.unmatched, f64::max);
     let bar = |share: f64| format!("--b:{:.2}%", (share / largest).clamp(0.0, 1.0) * 100.0);
@@ -368,7 +380,7 @@ fn table(id: &str, chain: &ExplainedChain) -> Markup {
             }
         }
         p.news.unseen[chain.shares.len() <= 8] id=(format!("{id}-news")) role="status" {}
-        div.scroll tabindex="0" role="region" aria-labelledby=(format!("{id}-shares")) {
+        div.scroll.wide[is_wide] tabindex="0" role="region" aria-labelledby=(format!("{id}-shares")) {
             table.sortable id=(format!("{id}-table")) aria-labelledby=(format!("{id}-shares {id}-name")) data-news=(format!("{id}-news")) data-search=(format!("{id}-search")) {
                 thead {
                     tr {
