@@ -412,6 +412,7 @@ const DIM: &str = r"(() => {
         const box = holder.getBoundingClientRect(), height = parseFloat(getComputedStyle(holder).backgroundSize.split(' ').at(-1));
         const isStep = holder.classList.contains('step');
         const offset = parseFloat(isStep ? getComputedStyle(holder).backgroundPositionY : 0);
+        if (isStep && offset < -parseFloat(getComputedStyle(holder).paddingTop)) bad.add('a bar that is cut off');
         const top = isStep ? box.top + parseFloat(getComputedStyle(holder).paddingTop) + offset : box.bottom - parseFloat(getComputedStyle(holder).paddingBottom);
         for (const line of range.getClientRects()) {
             if (isStep ? line.top < top + height - 4 : line.bottom > top + 4) bad.add(`text on a bar: ${holder.textContent}`);
@@ -485,16 +486,19 @@ fn unescaped(html: &str) -> String {
         .replace("&amp;", "&")
 }
 
-/// A dump with names and comments of others at all places: a chain that is led to, one below it, and mistakes in both.
+/// A dump with names, comments, conditions and destinations of others: a chain that is led to, one below it, and
+/// mistakes in both.
 fn foreign_dump([chain, below, comment]: [&str; 3], every: u32) -> String {
     let comment = comment.replace('\\', "\\\\").replace('"', "\\\"");
-    let comment = format!("-m comment --comment \"{comment}\"");
+    let comment = format!(
+        "-m comment --comment \"{comment}\" -m string --string \"{comment}\" --algo bm --to 65535"
+    );
     let statistic = format!("-m statistic --mode nth --every {every} --packet 0");
     format!(
         "*nat\n:PREROUTING ACCEPT [0:0]\n:{chain} - [0:0]\n:{below} - [0:0]\n\
          -A PREROUTING -p tcp -m tcp --dport 80 {comment} -j {chain}\n\
          -A {chain} -p tcp {comment} {statistic} -j {below}\n\
-         -A {chain} -p tcp {comment} {statistic} -j DNAT --to-destination 10.0.0.1\n\
+         -A {chain} -p tcp {comment} {statistic} -j DNAT --to-destination 10.0.0.1{chain}\n\
          -A {below} -p tcp {comment} {statistic} -j DNAT --to-destination 10.0.0.2\n\
          -A {below} -p tcp {comment} {statistic} -j DNAT --to-destination 10.0.0.3\nCOMMIT\n"
     )
@@ -526,9 +530,11 @@ proptest! {
         let plain = page_of(&foreign_dump([&harmless(&chain), &harmless(&below), &harmless(&comment)], every));
         prop_assert_eq!(tags(&html), tags(&plain));
         let text = unescaped(&html);
-        for name in [&chain, &below] {
-            prop_assert!(text.contains(&format!(">{name}<")), "{} is not in {}", name, text);
+        for shown in [&chain, &below, &format!("10.0.0.1{chain}")] {
+            prop_assert!(text.contains(&format!(">{shown}<")), "{} is not in {}", shown, text);
         }
+        // The string is a condition of the shares: it stands beside the name too.
+        prop_assert!(html.contains("connections with <code>-p tcp --string "), "{}", html);
     }
 }
 

@@ -23,7 +23,7 @@ const MANY_CHAINS: usize = 8;
 
 /// The content security policy. The hash is that of `page.js`; after a change of the script the console of a browser names it.
 const POLICY: &str = "default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'unsafe-inline'; \
-     script-src 'sha256-i2IanuYltYYHP7ECXjipX3UXBhPKSvwQjraO6t2cO0w='";
+     script-src 'sha256-5MJvuc9ZEfRAwxBpBiKhscEQttb7T54/ZC48OWTuxV0='";
 
 /// Longer destinations need wider columns on paper: `255.255.255.255:65535`.
 const WIDE: usize = 21;

@@ -46,7 +46,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 // A link to a rule in a fold opens the fold.
 const unfold = () => {
-  const to = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const to = document.getElementById(location.hash.slice(1));
   if (to === null) return;
   for (let fold = to.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
   to.scrollIntoView({ block: "nearest" });
