@@ -15,7 +15,7 @@ mod host;
 mod leads;
 mod lint;
 mod order;
-mod rewriting;
+mod source_nat;
 mod rule;
 mod selection;
 
@@ -35,7 +35,7 @@ pub use forward::{Packet, blocks};
 pub use host::this_host;
 use leads::{Referrers, ending, leading, referrers};
 pub use lint::Code;
-pub use rewriting::{Leaving, Rewriting};
+pub use source_nat::{Leaving, Rewriting};
 pub use rule::{Rule, Way};
 use selection::{RuleIndex, Selection};
 
