@@ -166,6 +166,9 @@ pub struct Course {
     pub arrivals: Vec<Arrival>,
     /// The rules that are about these connections, in the order of the way.
     pub steps: Vec<Step>,
+    /// The chains with the rules that these connections meet, however few of them come
+    /// that far.
+    pub met: Vec<(usize, Vec<usize>)>,
     /// The rules that are visited on average.
     pub visits: f64,
     /// True if chance decides somewhere.
@@ -240,19 +243,21 @@ pub fn follow(table: &WholeTable, root: usize, selection: &Selection<'_>) -> Cou
     let mut course = Course {
         arrivals: Vec::new(),
         steps: Vec::new(),
+        met: Vec::new(),
         visits: 0.0,
         has_chance: false,
         has_turns: false,
         has_hash: false,
     };
     let mut reaching = HashMap::from([(root, Stream::all())]);
-    for (chain, places) in order {
-        let Some(mut left) = reaching.remove(&chain) else {
+    for (chain, places) in &order {
+        let Some(mut left) = reaching.remove(chain) else {
             continue;
         };
+        let chain = *chain;
         let rules = &table.chains[chain].rules;
         let mut visited = 0;
-        for at in places {
+        for at in places.iter().copied() {
             if left.is_none() && chain != root {
                 break;
             }
@@ -286,6 +291,7 @@ pub fn follow(table: &WholeTable, root: usize, selection: &Selection<'_>) -> Cou
         }
         course.visit(&left, rules.len() - visited);
     }
+    course.met = order;
     course
 }
 

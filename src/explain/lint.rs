@@ -1,8 +1,4 @@
 //! Known mistakes in chains that share out connections.
-//!
-//! Shares alone do not show a mistake: `--every 2` on two lines is right for the weights
-//! 2:1:1. So a pattern counts as a mistake only where no weights that a person would
-//! choose give the same rules.
 
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -13,9 +9,9 @@ use serde::Serialize;
 use super::condition::{Condition, Meaning};
 use super::follow::{Class, Course, Step};
 use super::rule::{Rule, Way};
-use super::{ExplainedChain, Explainer, Finding, forward};
+use super::{ExplainedChain, Explainer, Finding, forward, rewriting};
 use crate::host::forwarding_sysctl;
-use crate::netfilter::statistic::{Probability, Share, Statistic};
+use crate::netfilter::statistic::{Share, Statistic};
 use crate::netfilter::{Endpoint, Family, Ports};
 
 /// The kinds of mistake.
@@ -61,33 +57,9 @@ impl Code {
 }
 
 /// A share in per cent, as people write it.
-fn percent(share: f64) -> String {
+pub(super) fn percent(share: f64) -> String {
     let text = format!("{:.1}", share * 100.0);
     format!("{} %", text.strip_suffix(".0").unwrap_or(&text))
-}
-
-/// The shares in words: `25 %, 18.8 %, 14.1 % and 10.5 %, and 31.6 % of the connections get no destination`.
-fn figures(chain: &ExplainedChain) -> String {
-    const MOST: usize = 6;
-    let shares: Vec<String> = chain
-        .shares
-        .iter()
-        .take(MOST)
-        .map(|share| percent(share.share))
-        .collect();
-    let more = if chain.shares.len() > MOST {
-        ", ..."
-    } else {
-        ""
-    };
-    let nobody = match chain.unmatched > 0.0 {
-        true => format!(
-            ", and {} of the connections get no destination",
-            percent(chain.unmatched)
-        ),
-        false => String::new(),
-    };
-    format!("{}{more}{nobody}", shares.join(", "))
 }
 
 /// The mistakes in a chain, for one class of connections.
@@ -113,19 +85,20 @@ pub(super) fn of_class(
     chain.findings = findings;
 }
 
-struct OfClass<'a> {
-    explainer: &'a Explainer<'a>,
-    root: usize,
+/// A class of connections on its way from one chain on.
+pub(super) struct OfClass<'a> {
+    pub(super) explainer: &'a Explainer<'a>,
+    pub(super) root: usize,
     class: &'a Class,
-    course: &'a Course,
+    pub(super) course: &'a Course,
 }
 
 impl OfClass<'_> {
-    fn rule(&self, step: &Step) -> &Rule {
+    pub(super) fn rule(&self, step: &Step) -> &Rule {
         &self.explainer.table.chains[step.chain].rules[step.at]
     }
 
-    fn finding(
+    pub(super) fn finding(
         &self,
         code: Code,
         (chain, at): (usize, usize),
@@ -133,197 +106,6 @@ impl OfClass<'_> {
         advice: &str,
     ) -> Finding {
         finding(self.explainer, code, (chain, at), message, advice)
-    }
-
-    /// The steps of one chain that lead to destinations: those with a choice, and the first
-    /// without one.
-    fn lines(&self, chain: usize) -> (Vec<&Step>, Option<&Step>) {
-        let steps = self.course.steps.iter();
-        let mut steps =
-            steps.filter(|step| step.chain == chain && self.explainer.leads(self.rule(step)));
-        let mut choosing = Vec::new();
-        let last = steps.find(|step| {
-            let is_certain = self.rule(step).is_certain();
-            if !is_certain {
-                choosing.push(*step);
-            }
-            is_certain
-        });
-        (choosing, last)
-    }
-
-    /// The same number on each line, and turns in another order.
-    fn patterns(&self, explained: &ExplainedChain) -> Vec<Finding> {
-        let mut chains: Vec<usize> = self.course.steps.iter().map(|step| step.chain).collect();
-        chains.dedup();
-        let patterns = chains.into_iter().filter_map(|chain| {
-            let (choosing, last) = self.lines(chain);
-            let same_every = || self.same_every(&choosing, last, explained);
-            let same_probability = || self.same_probability(&choosing, last, explained);
-            same_every()
-                .or_else(same_probability)
-                .or_else(|| self.out_of_turn(&choosing, last))
-        });
-        patterns.collect()
-    }
-
-    fn same_every(
-        &self,
-        choosing: &[&Step],
-        last: Option<&Step>,
-        chain: &ExplainedChain,
-    ) -> Option<Finding> {
-        let nth: Option<Vec<(u32, u32)>> = choosing
-            .iter()
-            .map(|step| match self.rule(step).statistic {
-                Statistic::Nth { every, packet } => Some((every, packet)),
-                _ => None,
-            })
-            .collect();
-        let nth = nth?;
-        let (every, _) = *nth.first()?;
-        if nth.len() < 2 || nth.iter().any(|(other, _)| *other != every) {
-            return None;
-        }
-        let lines = nth.len() + usize::from(last.is_some());
-        let is_mistake = match last {
-            None => true,
-            // With three lines, weights such as 3:2:4 give the same rules. With four,
-            // 16:12:9:27 do, but for `--packet`, which a program chooses and a person numbers.
-            Some(_) => lines == every as usize && lines >= 4 && is_numbered(&nth),
-        };
-        if !is_mistake {
-            return None;
-        }
-        let message = format!(
-            "each rule counts only the connections that the rules before it let pass, so `--every {every}` on {} lines \
-             gives {}",
-            nth.len(),
-            figures(chain)
-        );
-        let numbers: Vec<String> = (2..=lines)
-            .rev()
-            .take(4)
-            .map(|number| number.to_string())
-            .collect();
-        let more = if lines > 5 { ", ... down to 2" } else { "" };
-        let advice = format!(
-            "write `--every {}{more}` from line to line, `--packet 0` on each, and no statistic on the last",
-            numbers.join("`, `--every ")
-        )
-        .replace("`, ...", "`, ...");
-        Some(self.finding(
-            Code::SameEvery,
-            place(choosing[0]),
-            message,
-            &with_request(&advice),
-        ))
-    }
-
-    fn same_probability(
-        &self,
-        choosing: &[&Step],
-        last: Option<&Step>,
-        chain: &ExplainedChain,
-    ) -> Option<Finding> {
-        let chances: Option<Vec<u32>> = choosing
-            .iter()
-            .map(|step| match self.rule(step).statistic {
-                Statistic::Random(chance) if self.rule(step).hashes.is_empty() => {
-                    Some(chance.units())
-                }
-                _ => None,
-            })
-            .collect();
-        let chances = chances?;
-        let first = *chances.first()?;
-        if chances.len() < 2 || first == 0 || chances.iter().any(|other| !is_near(first, *other)) {
-            return None;
-        }
-        let lines = chances.len() + usize::from(last.is_some());
-        let one = f64::from(Probability::ONE);
-        #[allow(clippy::cast_precision_loss)]
-        let equal = one / lines as f64;
-        let chance = f64::from(first);
-        // Typed with a few digits, it is no program's.
-        let is_typed = (chance - equal).abs() > 0.6 && (chance - equal).abs() < equal * 0.02;
-        let is_equal = (chance - equal).abs() <= 0.6;
-        let is_mistake = match last {
-            None => true,
-            Some(_) => is_typed || (is_equal && lines >= 4),
-        };
-        if !is_mistake {
-            return None;
-        }
-        let shown = chance / one;
-        let message = format!(
-            "each rule sees only the connections that the rules before it let pass, so `--probability {shown:.4}` on {} lines \
-             gives {}",
-            chances.len(),
-            figures(chain)
-        );
-        let numbers: Vec<String> = (2..=lines)
-            .rev()
-            .take(4)
-            .map(|number| {
-                #[allow(clippy::cast_precision_loss)]
-                let chance = 1.0 / number as f64;
-                format!("{chance:.11}")
-            })
-            .collect();
-        let more = if lines > 5 { ", ... up to 0.5" } else { "" };
-        let advice = format!(
-            "write `--probability {}`{more} from line to line, and no statistic on the last",
-            numbers.join("`, `--probability ")
-        );
-        Some(self.finding(
-            Code::SameProbability,
-            place(choosing[0]),
-            message,
-            &with_request(&advice),
-        ))
-    }
-
-    /// Equal shares in turn whose `--packet` changes the order of the lines.
-    fn out_of_turn(&self, choosing: &[&Step], last: Option<&Step>) -> Option<Finding> {
-        // In a tree, and where a destination has several lines, `--packet` is a choice.
-        let lines = choosing.iter().copied().chain([last?]);
-        let mut seen = HashSet::new();
-        let is_plain = |step: &Step| match &self.rule(step).way {
-            Way::Destination(to) => step.chain == self.root && seen.insert(to),
-            _ => false,
-        };
-        if !lines.into_iter().all(is_plain) {
-            return None;
-        }
-        let mut first = None;
-        let count = u32::try_from(choosing.len()).ok()?;
-        for (step, every) in choosing.iter().zip((2..=count + 1).rev()) {
-            match self.rule(step).statistic {
-                Statistic::Nth {
-                    every: found,
-                    packet,
-                } if found == every => {
-                    first = first.or((packet != 0).then_some((*step, packet)));
-                }
-                _ => return None,
-            }
-        }
-        let (step, packet) = first?;
-        let message = format!(
-            "the rule lets {packet} {} pass before it takes one, so the turns are not in the order of the lines; the shares are right",
-            if packet == 1 {
-                "connection"
-            } else {
-                "connections"
-            }
-        );
-        Some(self.finding(
-            Code::PacketOutOfTurn,
-            place(step),
-            message,
-            "write `--packet 0` on each line: the rules do not share a counter, so it is not the number of the line",
-        ))
     }
 
     fn falls_through(&self, chain: &ExplainedChain) -> Option<Finding> {
@@ -390,7 +172,8 @@ impl OfClass<'_> {
             .collect()
     }
 
-    /// The destinations that are addresses, with the first rule that leads to each.
+    /// The destinations that are addresses, with the first rule that leads to each. Of a
+    /// range its ends.
     fn backends(&self) -> Vec<(Endpoint, (usize, usize))> {
         let mut backends: Vec<(Endpoint, (usize, usize))> = Vec::new();
         let mut seen = HashSet::new();
@@ -399,7 +182,7 @@ impl OfClass<'_> {
             let Way::Destination(to) = &rule.way else {
                 continue;
             };
-            if let Some(endpoint) = Endpoint::parse(to) {
+            for endpoint in rewriting::ends(to).into_iter().flatten() {
                 if seen.insert(endpoint) {
                     backends.push((endpoint, (arrival.chain, arrival.at)));
                 }
@@ -420,42 +203,80 @@ impl OfClass<'_> {
         let filter = self.explainer.filter?;
         let own = &self.explainer.facts.own;
         let backends = self.backends();
-        let elsewhere = backends
-            .iter()
-            .filter(|(endpoint, _)| !own.contains(&endpoint.address));
+        let elsewhere = || {
+            let backends = backends.iter();
+            backends.filter(|(endpoint, _)| !own.contains(&endpoint.address))
+        };
         let protocol = self.protocol();
-        let mut blocked = elsewhere.filter_map(|(endpoint, place)| {
-            let packet = forward::Packet {
-                protocol: protocol.as_deref(),
-                to: *endpoint,
-                passes_by: &|_| false,
+        let kept_port = rewriting::kept_port(self.explainer.table, self.class);
+        let packet = |endpoint: &Endpoint| forward::Packet {
+            protocol: protocol.as_deref(),
+            to: Endpoint {
+                port: endpoint.port.or(kept_port),
+                ..*endpoint
+            },
+            passes_by: &|_| false,
+        };
+        let input = self.input();
+        let ask = |packet: &forward::Packet<'_>, is_unlucky| {
+            let question = forward::Question {
+                filter,
+                packet,
+                input,
             };
-            forward::blocks(filter, &packet).map(|by| (endpoint, place, by))
+            question.stopped(is_unlucky)
+        };
+        let blocked = elsewhere().filter_map(|(endpoint, place)| {
+            let (_, by) = ask(&packet(endpoint), false)?;
+            Some((endpoint, place, by))
         });
-        let (endpoint, place, by) = blocked.next()?;
-        let others = match blocked.count() {
-            0 => String::new(),
-            1 => ", and those to another one,".to_owned(),
-            others => format!(", and those to {others} others,"),
+        let thinned = elsewhere().filter_map(|(endpoint, place)| {
+            let (chosen, by) = ask(&packet(endpoint), true)?;
+            let chosen = chosen?;
+            let by = format!("{by}, unless the statistic of {chosen} chooses them too");
+            Some((endpoint, place, by))
+        });
+        let mut found: Vec<_> = blocked.collect();
+        if found.is_empty() && forward::has_choices(filter) {
+            found.extend(thinned);
+        }
+        let (endpoint, place, by) = found.first()?;
+        let others = match found.len() {
+            1 => String::new(),
+            2 => ", and those to another one,".to_owned(),
+            all => format!(", and those to {} others,", all - 1),
         };
         let message =
             format!("connections to `{endpoint}`{others} are stopped in filter's FORWARD by {by}");
         Some(self.finding(
             Code::ForwardBlocks,
-            *place,
+            **place,
             message,
             "accept them in FORWARD; a request for this program does it with `forward: true`",
         ))
     }
 
+    /// The conditions that the connections meet.
+    fn given(&self) -> impl Iterator<Item = &Condition> {
+        let table = self.explainer.table;
+        self.class
+            .given()
+            .map(|number| table.conditions.get(number))
+    }
+
     fn protocol(&self) -> Option<String> {
-        let numbers = self.class.conditions.iter().chain(&self.class.context);
-        numbers
-            .map(|number| &self.explainer.table.conditions.get(*number).meaning)
-            .find_map(|meaning| match meaning {
-                Meaning::Protocol(name) => Some(name.clone()),
-                _ => None,
-            })
+        self.given().find_map(|given| match &given.meaning {
+            Meaning::Protocol(name) => Some(name.clone()),
+            _ => None,
+        })
+    }
+
+    /// The interface that the connections come from, if there is only one.
+    fn input(&self) -> Option<&str> {
+        let mut names = self
+            .given()
+            .filter_map(|given| given.text.strip_prefix("-i "));
+        names.find(|name| !name.ends_with('+'))
     }
 
     fn forwarding_off(&self) -> Option<Finding> {
@@ -554,25 +375,8 @@ impl OfClass<'_> {
     }
 }
 
-/// Returns true if `--packet` is the same on each line, or the number of the line.
-fn is_numbered(nth: &[(u32, u32)]) -> bool {
-    let packets = || nth.iter().map(|(_, packet)| *packet);
-    let lines = packets().zip(0..);
-    let mut steps = packets().zip(packets().skip(1));
-    steps.all(|(one, next)| one == next) || lines.into_iter().all(|(packet, line)| packet == line)
-}
-
-/// Returns true if two chances mean the same to a person: 0.33 and 0.34.
-fn is_near(one: u32, other: u32) -> bool {
-    one.abs_diff(other) <= one / 20
-}
-
-fn place(step: &Step) -> (usize, usize) {
+pub(super) fn place(step: &Step) -> (usize, usize) {
     (step.chain, step.at)
-}
-
-fn with_request(advice: &str) -> String {
-    format!("{advice}; or let `iptables_balance plan` write the rules")
 }
 
 pub(super) fn finding(

@@ -6,7 +6,9 @@
 
 mod before;
 mod condition;
+mod counted;
 mod dump;
+mod equal_lines;
 mod fit;
 mod follow;
 mod forward;
@@ -15,9 +17,11 @@ mod host;
 mod leads;
 mod lint;
 mod order;
-mod source_nat;
+mod rewriting;
+mod roots;
 mod rule;
 mod selection;
+mod source_nat;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -26,7 +30,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::netfilter::statistic::Share;
-use crate::netfilter::{Endpoint, Family, Table};
+use crate::netfilter::{Family, Table};
 pub use before::{Traffic, taken_before};
 use condition::Meaning;
 pub use dump::{BadDump, Chain, WholeTable, read};
@@ -35,9 +39,11 @@ pub use forward::{Packet, blocks};
 pub use host::this_host;
 use leads::{Referrers, ending, leading, referrers};
 pub use lint::Code;
-pub use source_nat::{Leaving, Rewriting};
+pub use rewriting::is_range;
+use roots::Shares;
 pub use rule::{Rule, Way};
 use selection::{RuleIndex, Selection};
+pub use source_nat::{Leaving, Rewriting};
 
 /// The shares of all chains that share out connections.
 #[derive(Debug, Default, Serialize, JsonSchema)]
@@ -218,9 +224,11 @@ pub fn addresses(tables: &[WholeTable]) -> Vec<IpAddr> {
     let rules = chains.flat_map(|chain| &chain.rules);
     let addresses: BTreeSet<IpAddr> = rules
         .filter_map(|rule| match &rule.way {
-            Way::Destination(to) => Endpoint::parse(to).map(|to| to.address),
+            Way::Destination(to) => rewriting::ends(to),
             _ => None,
         })
+        .flatten()
+        .map(|end| end.address)
         .collect();
     addresses.into_iter().collect()
 }
@@ -238,21 +246,37 @@ pub(crate) struct Explainer<'a> {
 
 impl Explainer<'_> {
     fn explain(&self, only: &[String], all: &mut Explanation) {
-        let roots = self.roots(only);
-        let mut explained: HashSet<usize> = HashSet::new();
-        for root in &roots {
-            let within = reachable(self.table, *root);
-            for class in self.classes(*root, &within) {
-                let course = follow(self.table, *root, &self.selection(&class));
+        let mut explained: BTreeMap<usize, Vec<ExplainedChain>> = BTreeMap::new();
+        let shares = self.sharing();
+        let mut is_part = vec![false; self.table.chains.len()];
+        let mut met: HashSet<(usize, usize)> = HashSet::new();
+        // From the first chains down, so that parts of parts are parts too.
+        for root in self.table.order.iter().rev().copied() {
+            let is_root = match only.is_empty() {
+                true => {
+                    is_part[root] = self.is_part(root, &shares, &is_part, &met);
+                    shares[root] != Shares::Nothing && !is_part[root]
+                }
+                false => only.iter().any(|name| name == self.name(root)),
+            };
+            if !is_root {
+                continue;
+            }
+            for class in self.classes(root, &reachable(self.table, root)) {
+                let course = follow(self.table, root, &self.selection(&class));
+                if self.has_destination(&course) {
+                    let rules = course.met.iter();
+                    met.extend(rules.flat_map(|(chain, at)| at.iter().map(|at| (*chain, *at))));
+                }
                 if course.arrivals.is_empty() && only.is_empty() {
                     continue;
                 }
-                let mut chain = self.chain(*root, &class, &course);
-                lint::of_class(self, *root, &class, &course, &mut chain);
-                all.chains.push(chain);
+                let mut chain = self.chain(root, &class, &course);
+                lint::of_class(self, root, &class, &course, &mut chain);
+                explained.entry(root).or_default().push(chain);
             }
-            explained.extend(within);
         }
+        all.chains.extend(explained.into_values().flatten());
         order::of_table(self, only, all);
     }
 
@@ -271,57 +295,6 @@ impl Explainer<'_> {
         }
     }
 
-    /// Returns true if a rule of the chain leaves a part of the connections for others.
-    fn is_sharing(&self, chain: usize) -> bool {
-        let rules = &self.table.chains[chain].rules;
-        rules
-            .iter()
-            .any(|rule| !rule.is_certain() && self.leads(rule))
-    }
-
-    /// Returns true if all connections of a protocol get a destination in the chain.
-    fn is_simple(&self, chain: usize) -> bool {
-        let is_built_in = self.table.chains[chain].policy.is_some();
-        let is_protocol = |number: &u32| {
-            matches!(
-                self.table.conditions.get(*number).meaning,
-                Meaning::Protocol(_)
-            )
-        };
-        let rules = &self.table.chains[chain].rules;
-        !is_built_in
-            && !self.referrers[chain].is_empty()
-            && rules.iter().any(|rule| {
-                rule.is_certain() && self.leads(rule) && rule.conditions.iter().all(is_protocol)
-            })
-    }
-
-    /// The chains to explain: those that are named, or those that share out connections
-    /// and are not a part of another one.
-    fn roots(&self, only: &[String]) -> Vec<usize> {
-        let all = 0..self.table.chains.len();
-        if !only.is_empty() {
-            return all
-                .filter(|chain| only.iter().any(|name| name == self.name(*chain)))
-                .collect();
-        }
-        let shares: Vec<bool> = all
-            .clone()
-            .map(|chain| self.is_sharing(chain) || (self.leading[chain] && self.is_simple(chain)))
-            .collect();
-        // From the first chains down, so that parts of parts are parts too.
-        let mut is_part = vec![false; self.table.chains.len()];
-        for chain in self.table.order.iter().rev() {
-            let referrers = &self.referrers[*chain];
-            is_part[*chain] = !referrers.is_empty()
-                && referrers
-                    .iter()
-                    .all(|(from, _)| shares[*from] || is_part[*from]);
-        }
-        all.filter(|chain| shares[*chain] && !is_part[*chain])
-            .collect()
-    }
-
     /// The classes of connections that the rules of a chain distinguish.
     fn classes(&self, root: usize, within: &[usize]) -> Vec<Class> {
         const MOST: usize = 10_000;
@@ -332,10 +305,7 @@ impl Explainer<'_> {
         let rules = &self.table.chains[root].rules;
         let mut distinct: Vec<Vec<u32>> = Vec::new();
         let mut seen = HashSet::new();
-        for rule in rules
-            .iter()
-            .filter(|rule| !rule.is_certain() && self.leads(rule))
-        {
+        for rule in rules.iter().filter(|rule| self.shares_out(rule)) {
             if seen.insert(&rule.conditions) && distinct.len() < MOST {
                 distinct.push(rule.conditions.clone());
             }
@@ -398,7 +368,7 @@ impl Explainer<'_> {
     }
 
     fn chain(&self, root: usize, class: &Class, course: &Course) -> ExplainedChain {
-        let (shares, slacks) = self.shares(root, course);
+        let (shares, slacks) = self.shares(root, class, course);
         let given = class.conditions.iter();
         let texts = given.map(|number| self.table.conditions.get(*number).text.clone());
         let choices = [
@@ -466,8 +436,13 @@ impl Explainer<'_> {
     }
 
     /// The shares, in the order of the way, and the largest deviation of each in turn.
-    fn shares(&self, root: usize, course: &Course) -> (Vec<ExplainedShare>, Vec<f64>) {
-        let is_own = self.counted_for(root, course);
+    fn shares(
+        &self,
+        root: usize,
+        class: &Class,
+        course: &Course,
+    ) -> (Vec<ExplainedShare>, Vec<f64>) {
+        let counted = self.counted(root, class, course);
         let mut places: HashMap<&str, usize> = HashMap::new();
         let mut sums: Vec<(Part, ExplainedShare, f64)> = Vec::new();
         for arrival in &course.arrivals {
@@ -476,9 +451,9 @@ impl Explainer<'_> {
                 continue;
             };
             let part = arrival.stream.part();
-            let counted = self.table.has_counters && is_own.contains(&arrival.chain);
-            let packets = counted.then_some(rule.counters.packets);
-            let bytes = counted.then_some(rule.counters.bytes);
+            let is_counted = counted.contains(&(arrival.chain, arrival.at));
+            let packets = is_counted.then_some(rule.counters.packets);
+            let bytes = is_counted.then_some(rule.counters.bytes);
             match places.get(destination.as_str()) {
                 Some(place) => {
                     let (sum, share, slack) = &mut sums[*place];
@@ -511,20 +486,6 @@ impl Explainer<'_> {
             (share, slack)
         });
         shown.unzip()
-    }
-
-    /// The chains whose counters count the connections of the first chain alone.
-    fn counted_for(&self, root: usize, course: &Course) -> HashSet<usize> {
-        let mut own = HashSet::from([root]);
-        for step in &course.steps {
-            if step.chain != root {
-                let referrers = &self.referrers[step.chain];
-                if referrers.iter().all(|(from, _)| own.contains(from)) {
-                    own.insert(step.chain);
-                }
-            }
-        }
-        own
     }
 }
 

@@ -23,6 +23,7 @@ mod fuzz;
 mod fuzzed;
 mod golden;
 mod hash;
+mod lint;
 mod manual;
 mod model;
 mod page;

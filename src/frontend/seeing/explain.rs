@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::explain::{ExplainedChain, Explanation, Finding};
+use crate::explain::{ExplainedChain, Explanation, Finding, is_range};
 use crate::frontend::terminal::{Style, bar};
 
 /// The text of an explanation.
@@ -117,6 +117,13 @@ fn shares(chain: &ExplainedChain, style: Style) -> String {
     }
     if chain.unmatched > 0.0 {
         line(nobody, chain.unmatched, "", None);
+    }
+    if chain
+        .shares
+        .iter()
+        .any(|share| is_range(&share.destination))
+    {
+        text += "  a range counts as one destination: the kernel chooses one of its addresses\n";
     }
     text
 }
