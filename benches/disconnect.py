@@ -34,7 +34,8 @@ def direction(kind, source, destination, source_port, destination_port):
 
 
 def add_entries(entries):
-    """Adds (client, port, backend) to the kernel's table by netlink, as `conntrack -I` does one by one."""
+    """Adds (client, port, backend) to the kernel's table by netlink, as `conntrack -I` does one by one. Without a backend the
+    destination is not rewritten."""
     kernel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12)
     kernel.bind((0, 0))
     batch, waiting = b"", 0
@@ -42,7 +43,8 @@ def add_entries(entries):
         body = struct.pack("=BBH", 2, 0, 0)
         body += direction(1, client, "10.8.0.1", port, 5308) + direction(2, "10.8.0.1", client, 5308, port)
         body += attribute(3, struct.pack("!I", 0x2 | 0x8)) + attribute(7, struct.pack("!I", 3600))
-        body += attribute(13 | 0x8000, attribute(1, socket.inet_aton(backend)) + attribute(2, socket.inet_aton(backend)))
+        if backend:
+            body += attribute(13 | 0x8000, attribute(1, socket.inet_aton(backend)) + attribute(2, socket.inet_aton(backend)))
         batch += struct.pack("=IHHII", 16 + len(body), 0x0100, 0x0405, 1, 0) + body
         waiting += 1
         if waiting == 50:

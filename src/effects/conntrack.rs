@@ -8,7 +8,7 @@
 //! table is read once.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -234,8 +234,8 @@ impl Found {
 
 fn find(host: &impl Host, family: Family, removed: &[RemovedBackend]) -> Result<Found> {
     let places = RefCell::new(BTreeSet::new());
-    let identifiers = each(host, family, removed, &|_, owners| {
-        places.borrow_mut().extend(owners);
+    let identifiers = each(host, family, removed, Listed::Identified, &|_, owner| {
+        places.borrow_mut().insert(owner);
     })?;
     Ok(Found {
         places: places.into_inner(),
@@ -243,36 +243,57 @@ fn find(host: &impl Host, family: Family, removed: &[RemovedBackend]) -> Result<
     })
 }
 
-/// Calls `see` with each conntrack entry that has an owner, and the places of its
-/// owners; with some of them twice. Returns the identifiers of these entries.
+/// The use of conntrack entries.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Listed {
+    /// Their identifiers are kept.
+    Identified,
+    /// They are seen and forgotten.
+    Seen,
+}
+
+/// Calls `see` with each conntrack entry that has an owner, and the place of the owner;
+/// with some of them twice. Returns the identifiers of these entries.
 pub(super) fn each(
     host: &impl Host,
     family: Family,
     removed: &[RemovedBackend],
-    see: &dyn Fn(&ConntrackEntry, &[usize]),
+    listed: Listed,
+    see: &dyn Fn(&ConntrackEntry, usize),
 ) -> Result<Vec<Vec<u8>>> {
-    let mut by_address: HashMap<IpAddr, Vec<usize>> = HashMap::new();
-    for (at, backend) in removed.iter().enumerate() {
-        let places = by_address.entry(backend.endpoint.address).or_default();
-        places.push(at);
-    }
+    // Sorted, since a hash of each entry's address takes longer than the search.
+    let mut places: Vec<(u128, usize)> = removed
+        .iter()
+        .enumerate()
+        .map(|(at, backend)| (number(backend.endpoint.address), at))
+        .collect();
+    places.sort_unstable();
     let filter = |backend: &RemovedBackend| ReplyFilter {
         protocol: backend.protocol,
         backend: backend.endpoint,
     };
     let filters: Vec<ReplyFilter> = removed.iter().map(filter).collect();
     let wanted = |entry: &ConntrackEntry| {
-        let candidates = by_address.get(&entry.reply_source.0).into_iter().flatten();
-        let owners: Vec<usize> = candidates
-            .copied()
-            .filter(|at| removed[*at].owns(entry))
-            .collect();
-        if !owners.is_empty() {
-            see(entry, &owners);
+        let address = number(entry.reply_source.0);
+        let first = places.partition_point(|(other, _)| *other < address);
+        let candidates = places[first..].iter();
+        let candidates = candidates.take_while(|(other, _)| *other == address);
+        let mut is_owned = false;
+        for (_, at) in candidates.filter(|(_, at)| removed[*at].owns(entry)) {
+            see(entry, *at);
+            is_owned = true;
         }
-        !owners.is_empty()
+        is_owned && listed == Listed::Identified
     };
     host.connections(family, &filters, &wanted)
+}
+
+/// An address of a family that is known, as a number: they are compared often.
+pub(super) fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address),
+    }
 }
 
 /// Returns true for the connections that are wanted: of a balancer of a set, or of

@@ -2,7 +2,6 @@
 //! none.
 
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,10 +10,10 @@ use anyhow::Result;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::conntrack::{Leaving, RemovedBackend, each, removed};
+use super::conntrack::{Leaving, Listed, RemovedBackend, each, number, removed};
 use crate::host::Host;
-use crate::netfilter::Family;
 use crate::netfilter::ruleset::Ruleset;
+use crate::netfilter::{ConntrackEntry, Family};
 use crate::plan::Plan;
 use crate::request::{Request, Service};
 
@@ -91,22 +90,77 @@ impl Draining {
     pub fn remaining(&self, host: &impl Host) -> Result<Vec<Remaining>> {
         let mut remaining = Vec::new();
         for (family, backends) in self.0.iter().filter(|(_, backends)| !backends.is_empty()) {
-            let open = RefCell::new(vec![HashSet::new(); backends.len()]);
-            each(host, *family, backends, &|entry, owners| {
-                let mut open = open.borrow_mut();
-                for at in owners.iter().filter(|_| !entry.is_closed) {
-                    open[*at].insert(*entry);
+            let open = RefCell::new(vec![Vec::new(); backends.len()]);
+            each(host, *family, backends, Listed::Seen, &|entry, owner| {
+                if !entry.is_closed {
+                    open.borrow_mut()[owner].push(Ends::of(entry));
                 }
             })?;
             let counted = backends.iter().zip(open.into_inner());
-            let counted = counted.filter(|(_, open)| !open.is_empty());
-            remaining.extend(counted.map(|(backend, open)| Remaining {
+            let counted = counted.map(|(backend, open)| Remaining {
                 balancer: backend.balancer.clone(),
                 address: backend.endpoint.address,
                 port: backend.endpoint.port,
-                connections: open.len(),
-            }));
+                connections: distinct(open),
+            });
+            remaining.extend(counted.filter(|backend| backend.connections > 0));
         }
         Ok(remaining)
+    }
+}
+
+/// The ends of a connection of one backend, in a form that is compared fast.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Ends {
+    source: u128,
+    destination: u128,
+    /// The ports of the source, of the destination, and of the backend.
+    ports: [u16; 3],
+}
+
+impl Ends {
+    fn of(entry: &ConntrackEntry) -> Self {
+        Self {
+            source: number(entry.source),
+            destination: number(entry.destination),
+            ports: [entry.source_port, entry.port, entry.reply_source.1],
+        }
+    }
+}
+
+/// The number of connections; the kernel's list may have some of them twice.
+fn distinct(mut all: Vec<Ends>) -> usize {
+    all.sort_unstable();
+    all.dedup();
+    all.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_is_listed_twice_counts_once() {
+        let entry = |client: u8, source_port, port| ConntrackEntry {
+            protocol: 17,
+            source: [10, 8, 0, client].into(),
+            source_port,
+            destination: [10, 8, 0, 1].into(),
+            port,
+            reply_source: ([10, 9, 0, 1].into(), 53),
+            is_closed: false,
+        };
+        let one = entry(2, 4000, 53);
+        let count = |entries: &[ConntrackEntry]| distinct(entries.iter().map(Ends::of).collect());
+        assert_eq!(count(&[one, one]), 1);
+        for other in [entry(3, 4000, 53), entry(2, 4001, 53), entry(2, 4000, 54)] {
+            assert_eq!(count(&[one, other, one]), 2, "{other:?}");
+        }
+        let mut other = one;
+        other.reply_source.1 = 54;
+        assert_eq!(count(&[one, other]), 2);
+        other = one;
+        other.destination = [10, 8, 0, 9].into();
+        assert_eq!(count(&[one, other]), 2);
     }
 }

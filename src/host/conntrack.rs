@@ -8,7 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 
 use super::netlink::{
-    self, Message, Socket, Subsystem, aligned, attribute, encoded, nested, whole_attribute,
+    self, Message, Socket, Subsystem, aligned, all_attributes, attribute, encoded, nested,
+    whole_attribute,
 };
 use crate::netfilter::{ConntrackEntry, Endpoint, Family, Protocol};
 
@@ -98,11 +99,14 @@ impl ReplyFilter {
     }
 }
 
-/// One direction of a connection.
+/// One direction of a connection, as far as the kernel names it.
+#[derive(Default)]
 struct Tuple {
-    protocol: u8,
-    source: (IpAddr, u16),
-    destination: (IpAddr, u16),
+    protocol: Option<u8>,
+    source: Option<IpAddr>,
+    source_port: Option<u16>,
+    destination: Option<IpAddr>,
+    destination_port: Option<u16>,
 }
 
 /// The identifiers of the entries that have a rewritten destination and are
@@ -246,49 +250,63 @@ fn direction(kind: u16, from: SocketAddr, to: SocketAddr) -> Vec<u8> {
 }
 
 /// An entry with ports whose destination was rewritten.
+///
+/// A table may have hundreds of thousands of entries (`benches/status.py`), so each attribute is
+/// looked at once.
 fn read(attributes: &[u8]) -> Option<ConntrackEntry> {
-    let status = attribute(attributes, CTA_STATUS)?.try_into().ok()?;
-    if u32::from_be_bytes(status) & IPS_DST_NAT == 0 {
-        return None;
+    let (mut original, mut reply, mut status) = (None, None, None);
+    let mut is_closed = false;
+    for (kind, whole) in all_attributes(attributes) {
+        match kind {
+            CTA_TUPLE_ORIG => original = Some(tuple(&whole[4..])),
+            CTA_TUPLE_REPLY => reply = Some(tuple(&whole[4..])),
+            CTA_STATUS => {
+                let bits = u32::from_be_bytes(whole[4..].try_into().ok()?);
+                status = Some(bits).filter(|bits| bits & IPS_DST_NAT != 0);
+            }
+            CTA_PROTOINFO => is_closed = says_closed(&whole[4..]).unwrap_or(false),
+            _ => {}
+        }
     }
-    let original = tuple(attribute(attributes, CTA_TUPLE_ORIG)?)?;
-    let reply = tuple(attribute(attributes, CTA_TUPLE_REPLY)?)?;
+    let (_, original, reply) = (status?, original?, reply?);
     Some(ConntrackEntry {
-        protocol: original.protocol,
-        source: original.source.0,
-        source_port: original.source.1,
-        destination: original.destination.0,
-        port: original.destination.1,
-        reply_source: reply.source,
-        is_closed: is_closed(attributes).unwrap_or(false),
+        protocol: original.protocol?,
+        source: original.source?,
+        source_port: original.source_port?,
+        destination: original.destination?,
+        port: original.destination_port?,
+        reply_source: (reply.source?, reply.source_port?),
+        is_closed,
     })
 }
 
-fn is_closed(attributes: &[u8]) -> Option<bool> {
-    let tcp = attribute(attribute(attributes, CTA_PROTOINFO)?, CTA_PROTOINFO_TCP)?;
+fn says_closed(protocol: &[u8]) -> Option<bool> {
+    let tcp = attribute(protocol, CTA_PROTOINFO_TCP)?;
     let state = attribute(tcp, CTA_PROTOINFO_TCP_STATE)?.first()?;
     Some(CLOSED.contains(state))
 }
 
-fn tuple(attributes: &[u8]) -> Option<Tuple> {
-    let addresses = attribute(attributes, CTA_TUPLE_IP)?;
-    let ports = attribute(attributes, CTA_TUPLE_PROTO)?;
-    let address = |v4, v6| {
-        let bytes = attribute(addresses, v4).or_else(|| attribute(addresses, v6))?;
-        netlink::address(bytes)
-    };
-    let port = |kind| Some(u16::from_be_bytes(attribute(ports, kind)?.try_into().ok()?));
-    Some(Tuple {
-        protocol: *attribute(ports, CTA_PROTO_NUM)?.first()?,
-        source: (
-            address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?,
-            port(CTA_PROTO_SRC_PORT)?,
-        ),
-        destination: (
-            address(CTA_IP_V4_DST, CTA_IP_V6_DST)?,
-            port(CTA_PROTO_DST_PORT)?,
-        ),
-    })
+fn tuple(attributes: &[u8]) -> Tuple {
+    let mut tuple = Tuple::default();
+    let port = |value: &[u8]| Some(u16::from_be_bytes(value.try_into().ok()?));
+    for (kind, whole) in all_attributes(attributes) {
+        for (part, whole) in all_attributes(&whole[4..]) {
+            let value = &whole[4..];
+            match (kind, part) {
+                (CTA_TUPLE_IP, CTA_IP_V4_SRC | CTA_IP_V6_SRC) => {
+                    tuple.source = netlink::address(value);
+                }
+                (CTA_TUPLE_IP, CTA_IP_V4_DST | CTA_IP_V6_DST) => {
+                    tuple.destination = netlink::address(value);
+                }
+                (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => tuple.protocol = value.first().copied(),
+                (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => tuple.source_port = port(value),
+                (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT) => tuple.destination_port = port(value),
+                _ => {}
+            }
+        }
+    }
+    tuple
 }
 
 /// The attributes that identify this entry, also against a later one between
