@@ -100,16 +100,13 @@ fn the_rules_around_a_new_balancer_are_read_before_it_is_written() {
         let program = format!("iptables-{variant}-restore");
         namespace.restore(&program, "*nat\n-A PREROUTING -p udp -j ACCEPT\nCOMMIT\n");
         let programs = started(&namespace, &hubs(variant, "10.9.0.1"));
-        let at = |name: &str| {
-            programs
-                .iter()
-                .position(|program| program.starts_with(name))
+        let at = |is_meant: &dyn Fn(&str) -> bool| {
+            let mut programs = programs.iter();
+            programs.position(|program| is_meant(program))
         };
-        let around = at("iptables-save -c").filter(|at| programs[*at] == "iptables-save -c");
-        assert!(
-            around.is_some() && around < at("iptables-restore"),
-            "{programs:?}"
-        );
+        let around = at(&|program| program == "iptables-save -c");
+        let restore = at(&|program| program.starts_with("iptables-restore"));
+        assert!(around.is_some() && around < restore, "{programs:?}");
         assert_eq!(
             programs.last().unwrap(),
             "iptables-save -t nat",
