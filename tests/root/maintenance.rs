@@ -113,9 +113,11 @@ fn a_held_backend_gets_nothing_until_it_is_released() {
 fn a_hold_ends_by_itself() {
     let gateway = Namespace::new("g");
     gateway.apply(&pool("nft"));
-    done(&gateway, &["hold", "W", "10.9.0.2:5308", "--for", "1s"]);
+    // Long enough for a busy machine.
+    done(&gateway, &["hold", "W", "10.9.0.2:5308", "--for", "8s"]);
+    let held = Instant::now();
     assert_eq!(gateway.apply(&pool("nft"))["changed"], json!(false));
-    thread::sleep(Duration::from_millis(2100));
+    thread::sleep(Duration::from_millis(9100).saturating_sub(held.elapsed()));
     let result = gateway.apply(&pool("nft"));
     assert_eq!(result["changed"], json!(true), "{result}");
     assert_eq!(result["distribution"][1]["share"], json!(0.5));
