@@ -78,8 +78,8 @@ pub(super) fn begin<'a>(
 impl Surroundings<'_> {
     /// Returns true if a foreign rule can make a difference in a family.
     fn matter(&self, family: Family, is_new: bool) -> bool {
-        let mut pools = self.request.pools();
-        let mut pools = pools.by_ref().filter(|(_, pool)| pool.family == family);
+        let pools = self.request.pools();
+        let mut pools = pools.filter(|(_, pool)| pool.family == family);
         pools.any(|(balancer, pool)| {
             let is_behind = !is_new || balancer.jump == Jump::Append;
             is_behind

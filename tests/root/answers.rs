@@ -158,7 +158,7 @@ fn assert_answered(client: &Namespace, is_answered: bool, backends: [&str; 4], w
     let lab = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/lab.py");
     for (target, backends) in BALANCED.iter().zip(backends.chunks(2)) {
         let (count, patience) = match is_answered {
-            true => ("2", "2"),
+            true => ("2", "10"),
             false => ("1", "0.3"),
         };
         let arguments = [lab, "ask", "tcp", target, count, "--timeout", patience];
