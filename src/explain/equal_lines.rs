@@ -96,10 +96,9 @@ impl OfClass<'_> {
             .collect();
         let more = if lines > 5 { ", ... down to 2" } else { "" };
         let advice = format!(
-            "write `--every {}{more}` from line to line, `--packet 0` on each, and no statistic on the last",
+            "write `--every {}`{more} from line to line, `--packet 0` on each, and no statistic on the last",
             numbers.join("`, `--every ")
-        )
-        .replace("`, ...", "`, ...");
+        );
         Some(self.finding(
             Code::SameEvery,
             place(choosing[0]),
@@ -117,9 +116,7 @@ impl OfClass<'_> {
         let chances: Option<Vec<u32>> = choosing
             .iter()
             .map(|step| match self.rule(step).statistic {
-                Statistic::Random(chance) if self.rule(step).hashes.is_empty() => {
-                    Some(chance.units())
-                }
+                Statistic::Random(chance) => Some(chance.units()),
                 _ => None,
             })
             .collect();

@@ -11,8 +11,8 @@ use super::follow::{Class, Course, Step};
 use super::rule::{Rule, Way};
 use super::{ExplainedChain, Explainer, Finding, forward, rewriting};
 use crate::host::forwarding_sysctl;
-use crate::netfilter::statistic::{Share, Statistic};
-use crate::netfilter::{Endpoint, Family, Ports};
+use crate::netfilter::statistic::{Probability, Share, Statistic};
+use crate::netfilter::{Endpoint, Ports};
 
 /// The kinds of mistake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
@@ -156,9 +156,10 @@ impl OfClass<'_> {
         }
         let steps = self.course.steps.iter();
         let never = steps.filter(|step| {
-            let is_impossible = step.taken.share == Share::NONE && step.arriving.share != Share::NONE;
-            is_impossible && !self.rule(step).is_certain() && self.explainer.leads(self.rule(step))
-                && matches!(self.rule(step).statistic, Statistic::Random(chance) if chance.units() == 0)
+            let statistic = self.rule(step).statistic;
+            statistic == Statistic::Random(Probability::from_units(0))
+                && step.arriving.share != Share::NONE
+                && self.explainer.leads(self.rule(step))
         });
         never
             .map(|step| {
@@ -188,14 +189,7 @@ impl OfClass<'_> {
                 }
             }
         }
-        let own = &self.explainer.facts.own;
-        backends.retain(|(endpoint, _)| {
-            !endpoint.address.is_loopback()
-                && endpoint.address.is_ipv4() == (self.explainer.table.family == Family::Ipv4)
-        });
-        backends.retain(|(endpoint, _)| {
-            !own.contains(&endpoint.address) || self.is_balanced_port(endpoint.port)
-        });
+        backends.retain(|(endpoint, _)| !endpoint.address.is_loopback());
         backends
     }
 
