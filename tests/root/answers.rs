@@ -573,8 +573,10 @@ fn the_examples_have_no_warnings_in_their_network() {
         .map(|path| fs::read_to_string(path).unwrap())
         .collect();
     let playbooks = [files("ansible"), files("ha")].concat();
-    let playbooks = playbooks.iter().map(|path| path.to_str().unwrap());
-    let playbooks = playbooks.filter(|path| path.ends_with(".yml"));
+    let playbooks = playbooks
+        .iter()
+        .filter(|path| path.extension().is_some_and(|ending| ending == "yml"));
+    let playbooks = playbooks.map(|path| path.to_str().unwrap());
     let arguments: Vec<&str> = ["python3", "-c", REQUESTS]
         .into_iter()
         .chain(playbooks)
