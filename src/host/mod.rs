@@ -19,6 +19,7 @@ mod process;
 mod programs;
 mod resolver;
 mod routes;
+mod saves;
 pub mod service;
 mod state_directory;
 mod system;
