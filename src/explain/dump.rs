@@ -326,7 +326,8 @@ impl Reader {
         if self.said.or(self.named).is_none() && table.conditions.mention_ipv6() {
             table.family = Family::Ipv6;
         }
-        let has_ipv6 = |rule: &Rule| matches!(&rule.way, Way::Destination(to) if to.starts_with('[') || to.matches(':').count() > 1);
+        let has_ipv6 =
+            |rule: &Rule| matches!(&rule.way, Way::Destination(to) if to.matches(':').count() > 1);
         if self.said.or(self.named).is_none()
             && table
                 .chains

@@ -110,4 +110,36 @@ mod tests {
         let off = deviation(&shares(&[(0.5, 14), (0.5, 10)]), &[1.0, 1.0]).unwrap();
         assert!(!off.fits);
     }
+
+    /// Rare destinations count together if five of them are expected, and else with the
+    /// last one.
+    #[test]
+    fn rare_destinations_are_taken_together() {
+        let together = p_value(&shares(&[(0.9, 54), (0.05, 6), (0.05, 0)])).unwrap();
+        assert!((together - 1.0).abs() < 1e-12);
+        let apart = p_value(&shares(&[(0.8, 80), (0.1, 20), (0.1, 0)])).unwrap();
+        assert!(apart < 0.001);
+        let with_last = p_value(&shares(&[(0.5, 50), (0.48, 40), (0.02, 10)])).unwrap();
+        assert!((with_last - 1.0).abs() < 1e-12);
+        assert_eq!(p_value(&shares(&[(0.99, 100), (0.01, 0)])), None);
+    }
+
+    #[test]
+    fn nothing_is_compared_without_connections_or_with_one_destination() {
+        assert_eq!(p_value(&shares(&[(0.5, 0), (0.5, 0)])), None);
+        assert_eq!(deviation(&shares(&[(0.5, 0), (0.5, 0)]), &[1.0, 1.0]), None);
+        assert_eq!(deviation(&shares(&[(1.0, 9)]), &[0.0]), None);
+    }
+
+    /// The connections that fall through are not counted, so the total is not exact.
+    #[test]
+    fn what_falls_through_widens_the_bound() {
+        let all = |counts: [u64; 2]| {
+            deviation(&shares(&[(0.5, counts[0]), (0.25, counts[1])]), &[1.0, 1.5])
+        };
+        assert!(all([54, 25]).unwrap().fits);
+        assert!(!all([56, 25]).unwrap().fits);
+        let whole = deviation(&shares(&[(0.5, 52), (0.5, 48)]), &[1.0, 1.0]);
+        assert!(!whole.unwrap().fits);
+    }
 }

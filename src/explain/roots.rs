@@ -29,7 +29,6 @@ impl Explainer<'_> {
 
     /// Returns true if all connections of a protocol get a destination in the chain.
     fn is_simple(&self, chain: usize) -> bool {
-        let is_built_in = self.table.chains[chain].policy.is_some();
         let is_protocol = |number: &u32| {
             matches!(
                 self.table.conditions.get(*number).meaning,
@@ -37,8 +36,7 @@ impl Explainer<'_> {
             )
         };
         let rules = &self.table.chains[chain].rules;
-        !is_built_in
-            && !self.referrers[chain].is_empty()
+        !self.referrers[chain].is_empty()
             && rules.iter().any(|rule| {
                 rule.is_certain() && self.leads(rule) && rule.conditions.iter().all(is_protocol)
             })

@@ -16,6 +16,7 @@
 
 mod bpf;
 mod browser;
+mod chains;
 mod dice;
 mod explain;
 mod fake;
