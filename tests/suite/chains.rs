@@ -462,7 +462,9 @@ fn the_rule_before_a_balancer_takes_all_its_connections_or_is_not_named() {
              -A W -j DNAT --to-destination 10.0.0.1\nCOMMIT\n"
         );
         let tables = read(dump.as_bytes(), None).unwrap();
-        taken_before(&tables[0], &traffic(), count, |name| name == "W")
+        taken_before(&tables[0], "PREROUTING", &traffic(), count, |name| {
+            name == "W"
+        })
     };
     let half = nth(2, 0);
     for (before, takes) in [
@@ -499,6 +501,9 @@ fn the_rule_before_a_balancer_takes_all_its_connections_or_is_not_named() {
     let dump =
         "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -m limit --limit 5/sec -j ACCEPT\nCOMMIT\n";
     let tables = read(dump.as_bytes(), None).unwrap();
-    assert_eq!(taken_before(&tables[0], &limited, 1, |_| false), None);
+    assert_eq!(
+        taken_before(&tables[0], "PREROUTING", &limited, 1, |_| false),
+        None
+    );
     assert_eq!(chain_codes(&[]), []);
 }
