@@ -1,12 +1,14 @@
 //! `status` of real balancers, and its forms.
 
+use std::fs;
 use std::process::{Output, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::lab::{Lab, Namespace, PROGRAM, VARIANTS, shown};
+use crate::watch::{Switch, Watcher};
 
 fn order(gateway: &Namespace, arguments: &[&str]) -> Output {
     gateway.feed(&[&[PROGRAM], arguments].concat(), "")
@@ -145,6 +147,160 @@ fn status_tells_who_gets_what_and_why_not() {
     }
 }
 
+fn column(found: &Value, balancer: usize, name: &str) -> Vec<Value> {
+    let backends = found["balancers"][balancer]["backends"].as_array().unwrap();
+    backends.iter().map(|one| one[name].clone()).collect()
+}
+
+/// The status of W, as soon as it is as wanted.
+fn once(gateway: &Namespace, is_so: impl Fn(&Value) -> bool) -> Value {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let found = as_json(gateway, &["W"]);
+        if is_so(&found) {
+            return found;
+        }
+        assert!(Instant::now() < end, "{found}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The verdicts are those of a running watcher, with its words.
+#[test]
+fn status_has_the_verdicts_of_a_watcher() {
+    const SERVERS: [&str; 2] = ["10.9.0.1:5308", "10.9.0.2:5308"];
+    let lab = Lab::new();
+    let gateway = &lab.gateway;
+    let mut switch = Switch::new(&lab.servers);
+    switch.turn("up", &SERVERS);
+    let health = json!({"interval": 0.1, "timeout": 0.2, "fall": 2, "rise": 2});
+    let watcher = Watcher::start(
+        gateway,
+        &json!({"name": "W", "destination_port": 5308, "backends": SERVERS, "health": health}),
+    );
+    watcher.waits_for("was set up");
+    switch.turn("down", &SERVERS[1..]);
+    watcher.waits_for("`10.9.0.2:5308` is down");
+    let found = once(gateway, |found| {
+        column(found, 0, "in_service") == [json!(true), json!(false)]
+    });
+    assert_eq!(column(&found, 0, "health"), [json!("up"), json!("down")]);
+    let reasons = column(&found, 0, "reason");
+    assert_eq!(reasons[0], Value::Null);
+    let reason = reasons[1].as_str().unwrap();
+    assert!(reason.starts_with("down: ") && reason.len() > 8, "{reason}");
+    // All are down, so all are in service again.
+    switch.turn("down", &SERVERS);
+    watcher.waits_for("health is ignored");
+    let found = once(gateway, |found| {
+        column(found, 0, "in_service") == [json!(true), json!(true)]
+    });
+    for reason in column(&found, 0, "reason") {
+        let reason = reason.as_str().unwrap();
+        assert!(
+            reason.starts_with("down: ") && reason.ends_with(", and health is ignored"),
+            "{reason}"
+        );
+    }
+}
+
+/// The rules of the last run decide, and a hold may be over since.
+#[test]
+fn a_backend_that_the_rules_keep_out_of_service_says_why() {
+    for variant in VARIANTS {
+        let lab = Lab::new();
+        let gateway = &lab.gateway;
+        let nat = format!("iptables-{variant}");
+        for (name, port, health) in [
+            ("W", 80, None),
+            ("H", 81, Some(json!({"interval": 0.1, "timeout": 0.2}))),
+        ] {
+            let mut request = json!({
+                "name": name, "variant": variant, "destination_port": port,
+                "backends": ["10.9.0.1:80", "10.9.0.2:80"],
+            });
+            if let Some(health) = health {
+                request["health"] = health;
+            }
+            gateway.apply(&request);
+        }
+        let hold = |extra: &[&str]| {
+            let held = order(gateway, &[&["hold", "W", "10.9.0.2:80"], extra].concat());
+            assert!(held.status.success(), "{}", shown(&held));
+        };
+        hold(&[]);
+        let found = as_json(gateway, &["W"]);
+        let reason = column(&found, 0, "reason")[1].clone();
+        assert!(reason.as_str().unwrap().starts_with("held"), "{reason}");
+        hold(&["--for", "3s"]);
+        let over = json!("taken out by the last run; apply the request again");
+        once(gateway, |found| column(found, 0, "reason")[1] == over);
+        for chain in ["H", "H/drain"] {
+            gateway.feed(&[&nat, "-t", "nat", "-F", chain], "");
+        }
+        let found = as_json(gateway, &["H"]);
+        for reason in column(&found, 0, "reason") {
+            assert_eq!(
+                reason,
+                json!("missing from the rules; apply the request again")
+            );
+        }
+    }
+}
+
+/// Each balancer has the counters of its own rules, of all of them.
+#[test]
+fn counters_are_the_sum_over_the_rules_of_a_balancer() {
+    for variant in VARIANTS {
+        let mut lab = Lab::new();
+        lab.servers.serve("tcp", &["10.9.0.1:80", "10.9.0.2:80"]);
+        let gateway = &lab.gateway;
+        let backends = ["10.9.0.1:80 weight=5", "10.9.0.2:80 weight=3"];
+        gateway.apply(&json!({"name": "EDGE", "variant": variant, "balancers": [
+            {"name": "web", "destination_port": 80, "backends": backends},
+            {"name": "web2", "destination_port": 81, "backends": backends},
+        ]}));
+        lab.client.connect("tcp", "10.8.0.1:81", 16);
+        let found = as_json(gateway, &["EDGE"]);
+        assert_eq!(
+            column(&found, 0, "packets"),
+            [json!(0), json!(0)],
+            "{found}"
+        );
+        assert_eq!(
+            column(&found, 1, "packets"),
+            [json!(10), json!(6)],
+            "{found}"
+        );
+        // These connections have ended, and the kernel keeps their entries for a while.
+        assert_eq!(
+            column(&found, 1, "connections"),
+            [json!(0), json!(0)],
+            "{found}"
+        );
+        let listed = gateway.run(&["conntrack", "-L", "-p", "tcp"]);
+        assert!(listed.contains("TIME_WAIT"), "{listed}");
+    }
+}
+
+/// One request that cannot be read does not hide the others.
+#[test]
+fn a_broken_request_is_a_warning_among_others_and_an_error_alone() {
+    let gateway = Namespace::new("g");
+    for name in ["A", "B"] {
+        let port = if name == "A" { 80 } else { 81 };
+        gateway.apply(&json!({"name": name, "destination_port": port, "backends": ["10.9.0.1"]}));
+    }
+    fs::write(gateway.scratch().join("state/A.json"), "{").unwrap();
+    let output = order(&gateway, &["status"]);
+    assert!(output.status.success(), "{}", shown(&output));
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert!(text.starts_with("B\n"), "{}", shown(&output));
+    assert!(shown(&output).contains("`A`: "), "{}", shown(&output));
+    let output = order(&gateway, &["status", "A"]);
+    assert_eq!(output.status.code(), Some(1), "{}", shown(&output));
+}
+
 #[test]
 fn connections_are_those_of_the_balancer_alone() {
     for variant in VARIANTS {
@@ -154,8 +310,12 @@ fn connections_are_those_of_the_balancer_alone() {
         gateway.apply(&json!({
             "name": "DNS", "variant": variant, "protocol": "udp", "destination_port": 53, "destination": "10.8.0.1", "backends": ["10.9.0.1:53", "10.9.0.2:53"],
         }));
+        gateway.apply(&json!({
+            "name": "DNS2", "variant": variant, "protocol": "udp", "destination_port": 5353, "destination": "10.8.0.1", "backends": ["10.9.0.1:53", "10.9.0.2:53"],
+        }));
         lab.client.connect("udp", "10.8.0.1:53", 10);
-        // Not through the balancer.
+        // Not through the balancer, and through another one.
+        lab.client.connect("udp", "10.8.0.1:5353", 4);
         lab.client.connect("udp", "10.9.0.1:53", 3);
         let found = as_json(gateway, &["DNS"]);
         let backends = found["balancers"][0]["backends"]

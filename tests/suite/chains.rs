@@ -123,6 +123,16 @@ fn a_rule_is_hidden_by_one_that_takes_all_its_connections_and_by_no_other() {
     // The same conditions with a limit are no promise.
     let limit = "-A PREROUTING -p tcp -m limit --limit 5/sec -j DNAT --to-destination 10.0.0.9";
     assert_eq!(codes(&nat(&[limit, limit])), []);
+    let upto =
+        "-A PREROUTING -p tcp -m connlimit ! --connlimit-upto 5 -j DNAT --to-destination 10.0.0.9";
+    assert_eq!(codes(&nat(&[upto, upto])), []);
+    // The same words about the packet are, whatever they mean.
+    let named = "-A PREROUTING -s host.example -p tcp -j DNAT --to-destination 10.0.0.9";
+    assert_eq!(codes(&nat(&[named, named])).len(), 1);
+    // Ports that overlap.
+    let some = "-A PREROUTING -p tcp -m tcp --dport 80:90 -j ACCEPT";
+    let more = TAKE.replace("--dport 80", "--dport 85:95");
+    assert_eq!(codes(&nat(&[some, &more])), []);
     // A rule that leads to no destination, and a chain that nothing leads to.
     let accept = "-A PREROUTING -p tcp -j ACCEPT";
     assert_eq!(
@@ -131,6 +141,11 @@ fn a_rule_is_hidden_by_one_that_takes_all_its_connections_and_by_no_other() {
             "-A PREROUTING -p tcp -j LOG",
             "-A PREROUTING -p tcp -j DROP"
         ])),
+        []
+    );
+    let other = TAKE.replace("-p tcp -m tcp", "-p udp -m udp");
+    assert_eq!(
+        codes(&nat(&[accept, "-A PREROUTING -p tcp -j DROP", &other])),
         []
     );
     let orphan = format!("-A W -p tcp {}", TO[0]);
@@ -300,6 +315,11 @@ fn conditions_that_are_always_met_are_none() {
     ] {
         assert_eq!(conditions(some), some);
     }
+    // Rules with wider conditions are about the same connections.
+    let first = format!("-A W -s 10.1.0.0/16 -p tcp {} {}", nth(2, 0), TO[0]);
+    let last = format!("-A W -s 10.0.0.0/8 -p tcp {}", TO[1]);
+    let shares = chain(nat(&["-A PREROUTING -j W", &first, &last]), "W").shares;
+    assert_eq!(shares.len(), 2, "{shares:?}");
     assert_eq!(conditions("-m recent --set --name W --rsource"), "");
     assert_eq!(
         conditions("-m recent ! --set --name W --rsource"),

@@ -714,6 +714,20 @@ fn forward_passes_by_the_chains_of_others() {
     };
     assert_eq!(by("U").as_deref(), Some("its policy DROP"));
     assert_eq!(by("V"), None);
+    // A policy that accepts stops nothing, nor does a table without the chain.
+    for (head, is_blocked) in [
+        (":FORWARD DROP [0:0]", true),
+        (":FORWARD ACCEPT [0:0]", false),
+        (":INPUT DROP [0:0]", false),
+    ] {
+        let tables = read(format!("*filter\n{head}\nCOMMIT\n").as_bytes(), None).unwrap();
+        let packet = Packet {
+            protocol: None,
+            to: Endpoint::parse("10.0.0.1").unwrap(),
+            passes_by: &|_| false,
+        };
+        assert_eq!(blocks(&tables[0], &packet).is_some(), is_blocked, "{head}");
+    }
 }
 
 /// Facts of the host: backends that are the host itself, and forwarding.
