@@ -24,6 +24,9 @@ pub struct Stream {
     exact: Option<Fraction>,
     /// The largest deviation in turn from the share, in connections.
     slack: f64,
+    /// The flow is to be doubled so often: connections that come back from a chain may
+    /// enter it again, and be more than all then.
+    doublings: u32,
 }
 
 /// A share of connections.
@@ -41,6 +44,7 @@ impl Stream {
             flow: Flow::all(),
             exact: Some(Fraction::ALL),
             slack: 0.0,
+            doublings: 0,
         }
     }
 
@@ -49,6 +53,7 @@ impl Stream {
             flow: Flow::default(),
             exact: Some(Fraction::NONE),
             slack: 0.0,
+            doublings: 0,
         }
     }
 
@@ -56,7 +61,7 @@ impl Stream {
     #[must_use]
     pub fn part(&self) -> Part {
         Part {
-            share: self.flow.share(),
+            share: self.flow.share().doubled(self.doublings),
             exact: self.exact,
         }
     }
@@ -90,13 +95,30 @@ impl Stream {
             flow,
             exact: taken,
             slack,
+            doublings: self.doublings,
         }
     }
 
-    fn join(&mut self, other: Self) {
+    fn join(&mut self, mut other: Self) {
+        let doublings = self.doublings.max(other.doublings);
+        self.halve(doublings - self.doublings);
+        other.halve(doublings - other.doublings);
+        if self.flow.share().and(other.flow.share()) > Share::ALL {
+            self.halve(1);
+            other.halve(1);
+        }
         self.exact = self.exact.and_then(|exact| exact.and(other.exact?));
         self.slack += other.slack;
         self.flow.join(other.flow);
+    }
+
+    /// Writes the same connections as a smaller flow.
+    fn halve(&mut self, times: u32) {
+        if times > 0 {
+            let flow = std::mem::take(&mut self.flow);
+            self.flow = flow.scaled(Share::ALL.halved(times));
+            self.doublings += times;
+        }
     }
 
     fn scaled(self, part: Part) -> Self {
@@ -107,6 +129,7 @@ impl Stream {
                 flow: self.flow.scaled(share),
                 exact: self.exact.and_then(|exact| exact.times(part.exact?)),
                 slack: self.slack,
+                doublings: self.doublings,
             },
         }
     }
@@ -300,7 +323,9 @@ impl Course {
     fn visit(&mut self, stream: &Stream, rules: usize) {
         #[allow(clippy::cast_precision_loss)]
         let rules = rules as f64;
-        self.visits += stream.part().share.as_f64() * rules;
+        // Below what a double can hold, even after ten thousand chains that double.
+        let doublings = f64::from(stream.doublings.min(900)).exp2();
+        self.visits += stream.flow.share().as_f64() * doublings * rules;
     }
 
     fn note(&mut self, rule: &Rule) {

@@ -158,6 +158,19 @@ impl Share {
         Self(((high * other_high) << 1) + (middle >> 62))
     }
 
+    /// Two to the power of `power` times the share, as far as there are numbers for it.
+    #[must_use]
+    pub fn doubled(self, power: u32) -> Self {
+        let factor = 1_u128.checked_shl(power).unwrap_or(u128::MAX);
+        Self(self.0.saturating_mul(factor))
+    }
+
+    /// The share divided by two to the power of `power`.
+    #[must_use]
+    pub fn halved(self, power: u32) -> Self {
+        Self(self.0.checked_shr(power).unwrap_or(0))
+    }
+
     /// The share without `other`.
     #[must_use]
     pub fn without(self, other: Self) -> Self {

@@ -1,5 +1,7 @@
 //! The chains that are explained, the rules that never match, and the counters that are compared.
 
+use std::fmt::Write as _;
+
 use iptables_balance::explain::{
     Code, ExplainedChain, Explanation, HostFacts, Traffic, explain, read, taken_before,
 };
@@ -526,4 +528,59 @@ fn the_rule_before_a_balancer_takes_all_its_connections_or_is_not_named() {
         None
     );
     assert_eq!(chain_codes(&[]), []);
+}
+
+/// A connection may come back from a chain and enter it again, so more than all enter it. No
+/// share is lost there, and what is lost in rounding is no share of nobody.
+#[test]
+fn connections_that_enter_a_chain_again_keep_their_shares() {
+    let mut lines = vec![JUMP.to_owned()];
+    let mut left = 1.0;
+    for number in 0..40 {
+        let chance = format!("0.{}", 3000 + 37 * number);
+        left *= 1.0 - (1.0 - 0.9 * 0.876_544) * chance.parse::<f64>().unwrap();
+        lines.push(format!("-A W -p tcp {} -j V", random(&chance)));
+    }
+    lines.push(format!("-A W -p tcp {}", TO[1]));
+    lines.push("-A V -p tcp -j U".to_owned());
+    lines.push(format!("-A V -p tcp {} {}", random("0.123456"), TO[0]));
+    lines.push(format!("-A U -p tcp {} {}", random("0.1"), TO[2]));
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let found = chain(nat(&lines), "W");
+    let shares: Vec<f64> = found.shares.iter().map(|share| share.share).collect();
+    assert!((shares[0] - left).abs() < 1e-8, "{shares:?} {left}");
+    assert!(
+        (shares.iter().sum::<f64>() - 1.0).abs() < 1e-12,
+        "{shares:?}"
+    );
+    assert!(found.unmatched <= 0.0, "{}", found.unmatched);
+    assert_eq!(found.findings, []);
+    // As many as the kernel would never visit.
+    let mut dump = "*nat\n:PREROUTING ACCEPT [0:0]\n".to_owned();
+    for chain in 0..=3000 {
+        let _ = writeln!(dump, ":c{chain} - [0:0]");
+    }
+    dump += "-A PREROUTING -j c0\n";
+    for chain in 0..3000 {
+        let _ = write!(
+            dump,
+            "{}",
+            format!("-A c{chain} -j c{}\n", chain + 1).repeat(2)
+        );
+    }
+    let _ = writeln!(
+        dump,
+        "-A c3000 {} {}\n-A c0 {}\nCOMMIT",
+        random("0"),
+        TO[0],
+        TO[1]
+    );
+    let found = explained(&dump).chains.remove(0);
+    assert!(
+        found.visits.is_finite() && found.visits > 1e200,
+        "{}",
+        found.visits
+    );
+    let (share, fraction) = (found.shares[0].share, found.shares[0].fraction.as_deref());
+    assert_eq!((share >= 1.0, fraction), (true, Some("1")));
 }
