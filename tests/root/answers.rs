@@ -452,7 +452,7 @@ fn between_two_networks_the_gateway_is_on_the_way_back() {
             }
         }
     }
-    // What comes in by the inside may take a table of its own.
+    // Packets that come in on the inside may use a routing table of their own.
     for family in ["-4", "-6"] {
         lab.gateway
             .run(&["ip", family, "rule", "add", "iif", "inside", "table", "100"]);
