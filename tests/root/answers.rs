@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::fronts::Front;
 use crate::lab::{Lab, Namespace, VARIANTS, add_address, link};
+use crate::neighbours::warnings;
 
 /// A gateway with one interface in the network 10.9.0.0/24, where a router, a client and
 /// servers are too, and clients and servers behind the router.
@@ -144,13 +145,6 @@ fn balancer(variant: &str, backends: [&str; 4], more: &Value) -> Value {
     let object = request.as_object_mut().unwrap();
     object.extend(more.as_object().unwrap().clone());
     request
-}
-
-fn warnings(result: &Value) -> Vec<String> {
-    let warnings = result["warnings"].as_array().unwrap().iter();
-    warnings
-        .map(|text| text.as_str().unwrap().to_owned())
-        .collect()
 }
 
 /// A client gets the answer of a backend, or none, in both families.

@@ -17,7 +17,7 @@ fn balancer(variant: &str, more: &Value) -> Value {
     request
 }
 
-fn warnings(result: &Value) -> Vec<String> {
+pub fn warnings(result: &Value) -> Vec<String> {
     let warnings = result["warnings"].as_array().unwrap().iter();
     warnings
         .map(|text| text.as_str().unwrap().to_owned())
